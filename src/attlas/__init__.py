@@ -1,0 +1,53 @@
+"""Attlas, an atlas of attention.
+
+    import attlas as at
+
+    out = at.attend(query, key, value, pattern=at.causal() & (at.window(256) | at.sink(4)))
+    plan = at.tune(model, tokenizer, data, budget=0.5)
+    with at.applied(model, plan):
+        model.generate(...)
+
+Names are loaded on first use: importing Attlas patches nothing and does not load transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+ROOMS = ("pattern", "score", "attend", "cache", "bridges", "tasks", "tune", "report", "catalog")
+
+_FROM = {
+    "pattern": (
+        "Elastic elastic Tokens Pattern causal dense window sink distance key rounded per_head per_kv_head "
+        "opaque parse Plan PlanMismatch ModelShape span_rule uniform_plan load_official"
+    ),
+    "score": "Dot",
+    "attend": "Softmax Sum State merge KVView KVGroup explain cost counting weights reduce",
+    "cache": "RaggedCache",
+    "bridges": "applied describe load_model",
+}
+_HOME = {name: room for room, names in _FROM.items() for name in names.split()}
+
+__all__ = ["ROOMS", "__version__", *ROOMS, *_HOME]
+
+if TYPE_CHECKING:
+    from attlas.attend import attend as attend
+    from attlas.bridges import applied as applied
+    from attlas.tune import tune as tune
+
+
+def __getattr__(name: str) -> Any:
+    if name in ROOMS:
+        return import_module(f"attlas.{name}")
+    if name in _HOME:
+        value = getattr(import_module(f"attlas.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'attlas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

