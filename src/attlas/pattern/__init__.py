@@ -1,0 +1,53 @@
+"""Who attends to whom: recipes, their algebra, layouts, and plans (patterns per layer and head).
+
+pattern = causal() & (window(256) | sink(4))
+pattern.mask(Tokens(8), Tokens(8)); pattern.layout(Tokens(8192), Tokens(8192)); parse(str(pattern)) == pattern
+"""
+
+from attlas.pattern.atoms import causal, dense, distance, key, rounded, sink, window
+from attlas.pattern.base import REGISTRY, Pattern, register
+from attlas.pattern.heads import opaque, per_head, per_kv_head
+from attlas.pattern.intervals import Intervals
+from attlas.pattern.layout import Layout, Part, Tile, clear_layouts
+from attlas.pattern.official import load_official
+from attlas.pattern.plan import ModelShape, Plan, PlanMismatch
+from attlas.pattern.rules import band_rule, span_rule
+from attlas.pattern.size import Elastic, Mean, Size, elastic
+from attlas.pattern.text import parse
+from attlas.pattern.tokens import Tokens, common_sizes
+from attlas.pattern.uniform import uniform_plan
+
+__all__ = [
+    "REGISTRY",
+    "Elastic",
+    "Intervals",
+    "Layout",
+    "Mean",
+    "ModelShape",
+    "Part",
+    "Pattern",
+    "Plan",
+    "PlanMismatch",
+    "Size",
+    "Tile",
+    "Tokens",
+    "band_rule",
+    "causal",
+    "clear_layouts",
+    "common_sizes",
+    "dense",
+    "distance",
+    "elastic",
+    "key",
+    "load_official",
+    "opaque",
+    "parse",
+    "per_head",
+    "per_kv_head",
+    "register",
+    "rounded",
+    "sink",
+    "span_rule",
+    "uniform_plan",
+    "window",
+]

@@ -1,0 +1,54 @@
+"""Pictures and receptive fields of patterns, from intervals."""
+
+import numpy as np
+
+from attlas.pattern import intervals as sets
+from attlas.pattern.base import Pattern
+from attlas.pattern.evaluate import key_ranges
+from attlas.pattern.tokens import Tokens
+
+__all__ = ["draw", "reach"]
+
+
+def draw(pattern: Pattern, n: int, pixels: int = 256, head: int = 0) -> np.ndarray:
+    """``Pattern.draw``. Cost: O(n * pixels * intervals) time, one row of cells at a time."""
+    if n < 1 or pixels < 1:
+        raise ValueError(f"draw needs n >= 1 tokens and pixels >= 1, got {n} and {pixels}")
+    space = Tokens(n)
+    pattern = (pattern.bind(N=n) if "N" in pattern.free else pattern).resolved(space, space)
+    cells = min(n, pixels)
+    ends = np.arange(cells + 1, dtype=np.int64) * n // cells
+    picture = np.zeros((cells, cells), np.uint8)
+    for row in range(cells):
+        seen = key_ranges(pattern, space, space, (int(ends[row]), int(ends[row + 1])), head)
+        lo, hi = seen.lo.reshape(-1, 1), seen.hi.reshape(-1, 1)
+        pairs = np.diff((np.clip(ends, lo, hi) - lo).sum(axis=0))
+        area = (ends[row + 1] - ends[row]) * np.diff(ends)
+        picture[row] = np.where(pairs == area, 255, -(-pairs * 254 // area))
+    return picture
+
+
+def reach(
+    pattern: Pattern, n: int, layers: int = 1, rows: tuple[int, ...] | None = None, head: int = 0
+) -> np.ndarray:
+    """``Pattern.reach``."""
+    if n < 1 or layers < 0:
+        raise ValueError(f"reach needs n >= 1 tokens and layers >= 0, got {n} and {layers}")
+    rows = (n - 1,) if rows is None else rows
+    if any(not 0 <= row < n for row in rows):
+        raise ValueError(f"reach rows must be in 0..{n - 1}, got {rows}")
+    space = Tokens(n)
+    bound = (pattern.bind(N=n) if "N" in pattern.free else pattern).resolved(space, space)
+    result = np.zeros((len(rows), n), bool)
+    for k, row in enumerate(rows):
+        result[k, row] = True
+        fresh = np.array([row])
+        for _ in range(layers):
+            if not len(fresh):
+                break
+            seen = bound.intervals(fresh, {"N": n}, head)
+            found = sets.merge(seen.lo.reshape(1, -1), seen.hi.reshape(1, -1))
+            arrived = sets.to_bool(found, n)[0] & ~result[k]
+            result[k] |= arrived
+            fresh = np.flatnonzero(arrived)
+    return result

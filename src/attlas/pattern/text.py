@@ -1,0 +1,159 @@
+"""Patterns as JSON and as text: ``"causal & (window(256) | sink(4))"`` and back."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from attlas.pattern.algebra import And, Minus, Not, Or
+from attlas.pattern.base import REGISTRY, Pattern
+from attlas.pattern.heads import Opaque
+from attlas.pattern.size import Elastic, Mean, mean_of, size_from_dict, size_to_dict
+
+__all__ = ["from_dict", "parse", "to_dict", "to_text"]
+
+
+def to_dict(pattern: Pattern) -> dict[str, Any]:
+    """``Pattern.to_dict``; ValueError for patterns that hold an opaque predicate."""
+    if pattern.opaque_parts:
+        raise ValueError(
+            f"pattern holds the opaque predicate {pattern.opaque_parts[0]!r}, which is Python code and "
+            "has no JSON form: build it from recipes to save it"
+        )
+    body = {f.name: _value_to_json(getattr(pattern, f.name)) for f in fields(pattern)}  # type: ignore[arg-type]
+    return {"kind": pattern.name, **body}
+
+
+def from_dict(value: Any) -> Pattern:
+    """``Pattern.from_dict``."""
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ValueError(f"not a pattern: expected an object with a kind, got {value!r}")
+    kind = REGISTRY.get(value["kind"]) if isinstance(value["kind"], str) else None
+    if kind is None or kind is Opaque:
+        raise ValueError(f"unknown pattern kind {value['kind']!r}; known: {', '.join(_known())}")
+    given = {name: _value_from_json(part) for name, part in value.items() if name != "kind"}
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    if set(given) - set(names):
+        raise ValueError(
+            f"pattern {value['kind']} has no field {sorted(set(given) - set(names))[0]!r}; it has {names}"
+        )
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"pattern {value['kind']} is incomplete or has a wrong field: {error}") from error
+
+
+def to_text(pattern: Pattern) -> str:
+    """The short form with Python's precedence (``~`` binds before ``-`` before ``&`` before ``|``)."""
+    return _text(pattern, 0)
+
+
+def parse(text: str) -> Pattern:
+    """Inverse of ``str(pattern)``; ValueError shows what is not understood. Nothing is executed."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read pattern {text!r}: {error}") from error
+    result = _parse(tree.body, text)
+    if not isinstance(result, Pattern):
+        raise ValueError(f"cannot read pattern {text!r}: it is a {type(result).__name__}, not a pattern")
+    return result
+
+
+def _known() -> list[str]:
+    return sorted(name for name, kind in REGISTRY.items() if kind is not Opaque)
+
+
+def _value_to_json(value: Any) -> Any:
+    if isinstance(value, Pattern):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return [_value_to_json(part) for part in value]
+    return size_to_dict(value) if isinstance(value, Elastic | Mean) else value
+
+
+def _value_from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_value_from_json(part) for part in value)
+    if isinstance(value, Mapping):
+        return from_dict(value) if "kind" in value else size_from_dict(value)
+    return value
+
+
+_LEVEL: dict[type[Pattern], tuple[str, int]] = {Or: (" | ", 1), And: (" & ", 2), Minus: (" - ", 3)}
+
+
+def _text(pattern: Pattern, level: int) -> str:
+    if type(pattern) in _LEVEL:
+        sign, own = _LEVEL[type(pattern)]
+        children = pattern.children
+        parts = [_text(children[0], own), *(_text(child, own + 1) for child in children[1:])]
+        return f"({sign.join(parts)})" if own < level else sign.join(parts)
+    if isinstance(pattern, Not):
+        return "~" + _text(pattern.part, 4)
+    if isinstance(pattern, Opaque):
+        return f"opaque({pattern.label!r})"
+    shown = [_argument(f, getattr(pattern, f.name)) for f in fields(pattern)]  # type: ignore[arg-type]
+    used = [text for text in shown if text is not None]
+    return f"{pattern.name}({', '.join(used)})" if used else pattern.name
+
+
+def _argument(field: Any, value: Any) -> str | None:
+    """One field as text; None where it has its default (later fields are then named)."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_text(v, 0) if isinstance(v, Pattern) else str(v) for v in value) + "]"
+    text = (
+        _text(value, 0)
+        if isinstance(value, Pattern)
+        else repr(value)
+        if isinstance(value, str)
+        else str(value)
+    )
+    if field.default is MISSING:
+        return text
+    return None if value == field.default else f"{field.name}={text}"
+
+
+def _parse(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr | ast.BitAnd | ast.Sub):
+        left, right = _pattern(node.left, text), _pattern(node.right, text)
+        if isinstance(node.op, ast.Sub):
+            return left - right
+        return left | right if isinstance(node.op, ast.BitOr) else left & right
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ~_pattern(node.operand, text)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_parse(node.operand, text)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | None):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_parse(part, text) for part in node.elts)
+    if isinstance(node, ast.Name):
+        return _build(node.id, [], {}, text)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        named = {word.arg: _parse(word.value, text) for word in node.keywords if word.arg is not None}
+        return _build(node.func.id, [_parse(part, text) for part in node.args], named, text)
+    raise ValueError(f"cannot read pattern {text!r}: {ast.unparse(node)!r} is not understood")
+
+
+def _pattern(node: ast.expr, text: str) -> Pattern:
+    result = _parse(node, text)
+    if not isinstance(result, Pattern):
+        raise ValueError(f"cannot read pattern {text!r}: {ast.unparse(node)!r} is not a pattern")
+    return result
+
+
+def _build(name: str, given: list[Any], named: dict[str, Any], text: str) -> Any:
+    makers: dict[str, Any] = {"elastic": Elastic, "mean": lambda parts, **kw: mean_of(list(parts), **kw)}
+    kind = REGISTRY.get(name)
+    if kind is not None and kind not in (Opaque, And, Or, Minus, Not):
+        makers[name] = kind
+    if name not in makers:
+        known = [*(n for n in _known() if n not in ("and", "or", "minus", "not")), *makers]
+        raise ValueError(
+            f"cannot read pattern {text!r}: {name!r} is not a pattern; known: {', '.join(known)}"
+        )
+    try:
+        return makers[name](*given, **named)
+    except TypeError as error:
+        raise ValueError(f"cannot read pattern {text!r}: {name}: {error}") from error
