@@ -1,0 +1,77 @@
+"""Attention as message passing: `attend`, its normalisers, aggregates, states, backends and second pass.
+
+out = attend(query, key, value, pattern=causal() & window(256))
+out, state = merge([attend(..., return_state=True), attend(..., return_state=True)])
+"""
+
+from attlas._common.room import make_callable
+from attlas.attend.aggregate import Aggregate, Max, Mean, Sum
+from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
+from attlas.attend.core import Planned, attend, explain, plan
+from attlas.attend.cost import Cost, Machine, Shapes, cost
+from attlas.attend.edge_weights import apply_weights, weights
+from attlas.attend.normaliser import L1, Chain, Identity, Normaliser, RowContext, Sigmoid, Softmax, Threshold
+from attlas.attend.reducers import (
+    ArgmaxPerKey,
+    BandMean,
+    ColumnMean,
+    Entropy,
+    GroupShare,
+    Reducer,
+    RowDistance,
+)
+from attlas.attend.request import Piece, Request, make_request
+from attlas.attend.second_pass import Above, edges_above, reduce
+from attlas.attend.state import Part, State, merge
+from attlas.attend.view import KVGroup, KVView
+
+__all__ = [
+    "BACKENDS",
+    "L1",
+    "Above",
+    "Aggregate",
+    "ArgmaxPerKey",
+    "BandMean",
+    "Chain",
+    "Choice",
+    "ColumnMean",
+    "Cost",
+    "Entropy",
+    "Fallbacks",
+    "GroupShare",
+    "Identity",
+    "KVGroup",
+    "KVView",
+    "Machine",
+    "Max",
+    "Mean",
+    "Normaliser",
+    "Part",
+    "Piece",
+    "Planned",
+    "Reducer",
+    "Request",
+    "RowContext",
+    "RowDistance",
+    "Shapes",
+    "Sigmoid",
+    "Softmax",
+    "State",
+    "Sum",
+    "Threshold",
+    "apply_weights",
+    "attend",
+    "choose",
+    "cost",
+    "counting",
+    "edges_above",
+    "explain",
+    "make_request",
+    "merge",
+    "plan",
+    "record_fallback",
+    "reduce",
+    "weights",
+]
+
+make_callable(__name__, attend)

@@ -1,0 +1,62 @@
+"""Aggregates: what is carried along the edges, a monoid on (weight, value) tiles."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Aggregate", "Max", "Mean", "Sum"]
+
+
+class Aggregate:
+    """Combine the values of a row's edges: `rows(weights, value, mask) -> (..., rows, V)`.
+
+    weights, mask: (..., rows, keys); value: (..., 1, keys, V) or (..., rows, keys, V). A row without edges
+    gives 0. `linear`: whether it is linear in the values, so that dot-product backends can carry it.
+    """
+
+    linear = True
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _weighted_sum(weights: Tensor, value: Tensor) -> Tensor:
+    # The broadcast row axis of a shared value turns this into one matrix product for a whole tile.
+    return torch.einsum("...c,...cv->...v", weights, value)
+
+
+@dataclass(frozen=True)
+class Sum(Aggregate):
+    """out_i = Σ_j w_ij v_j. Cost: 2 V FLOPs a pair."""
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return _weighted_sum(weights, value)
+
+
+@dataclass(frozen=True)
+class Mean(Aggregate):
+    """out_i = Σ_j w_ij v_j / (number of edges of i)."""
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        count = mask.sum(-1, keepdim=True).clamp_min(1).to(weights.dtype)
+        return _weighted_sum(weights, value) / count
+
+
+@dataclass(frozen=True)
+class Max(Aggregate):
+    """out_i = max_j w_ij v_j in each channel; the gradient goes to the largest (shared among equals).
+
+    Holds rows × keys × V numbers for a block of rows: use it for narrow values or sparse patterns.
+    """
+
+    linear = False
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        messages = (weights.unsqueeze(-1) * value).masked_fill(~mask.unsqueeze(-1), -float("inf"))
+        some = mask.any(-1, keepdim=True)
+        return torch.where(some, messages.amax(-2), 0.0)

@@ -1,0 +1,197 @@
+"""The registry of backends, and the choice among them: deterministic, by estimated cost, always explained.
+
+A backend is a module with `NAME`, `supports(request) -> reason or None`, `estimate(request) -> Cost` and
+`run(request) -> (out, state)`. Optional: `NATIVE = True` (it handles extra terms, sinks, views and unequal
+batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from attlas.attend import block, decode, flex, reference, rows, sdpa
+from attlas.attend.cost import Cost
+from attlas.attend.normaliser import Softmax
+from attlas.attend.request import Request
+from attlas.attend.state import Part, State, merge_softmax
+
+__all__ = ["BACKENDS", "Backend", "Choice", "Fallbacks", "choose", "counting", "execute", "record_fallback"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    NAME: str
+
+    def supports(self, request: Request) -> str | None: ...
+
+    def estimate(self, request: Request) -> Cost: ...
+
+    def run(self, request: Request) -> Part: ...
+
+
+_MODULES = (reference, sdpa, flex, rows, block, decode)
+BACKENDS: dict[str, Backend] = {module.NAME: module for module in _MODULES}
+"""All backends by name; `auto` never takes `reference` (the oracle) nor `flex` (it compiles for seconds)."""
+
+NEVER_AUTO = ("reference", "flex")
+GENERIC = "rows"
+
+
+@dataclass
+class Fallbacks:
+    """What did not run on the path that it might have: (what, why) with its number of calls."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, what: str, why: str, count: int = 1) -> None:
+        self.counts[what, why] += count
+
+    def records(self) -> list[dict[str, str | int]]:
+        """[{"what", "why", "count"}], the most frequent first, for reports."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return [{"what": what, "why": why, "count": count} for (what, why), count in ordered]
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+
+_LISTENERS: ContextVar[tuple[Fallbacks, ...]] = ContextVar("attlas_fallbacks", default=())
+
+
+@contextmanager
+def counting() -> Iterator[Fallbacks]:
+    """Count every fallback inside the block; blocks nest, each sees all that happens in it."""
+    heard = Fallbacks()
+    token = _LISTENERS.set((*_LISTENERS.get(), heard))
+    try:
+        yield heard
+    finally:
+        _LISTENERS.reset(token)
+
+
+def record_fallback(what: str, why: str, count: int = 1) -> None:
+    """Tell every enclosing `counting()` of a fallback."""
+    for heard in _LISTENERS.get():
+        heard.add(what, why, count)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, its estimate, why it was taken, what the others said, and the fallback, if it is one."""
+
+    name: str
+    cost: Cost
+    why: str
+    refused: dict[str, str]
+    costs: dict[str, Cost]
+    fallback: str | None = None
+
+    @property
+    def backend(self) -> Backend:
+        return BACKENDS[self.name]
+
+
+def choose(request: Request, backend: str = "auto") -> Choice:
+    """The named backend, or with "auto" the cheapest one that can run the request (ties: registry order).
+
+    ValueError: an unknown name, a named backend that cannot run the request, or a fallback under strict=True.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"attend: backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+    choice = _automatic(request) if backend == "auto" else _named(request, backend)
+    if choice.fallback is not None and request.strict:
+        raise ValueError(
+            f"attend: strict=True forbids a fallback, but {choice.fallback}; "
+            "change the request, name a backend that can run it, or allow the fallback with strict=False"
+        )
+    return choice
+
+
+def _named(request: Request, name: str) -> Choice:
+    module = BACKENDS[name]
+    reason = module.supports(core_of(request, module))
+    if reason is not None:
+        raise ValueError(
+            f"attend: backend {name!r} cannot run this request: {reason}; use backend='auto' or 'rows'"
+        )
+    return Choice(
+        name, module.estimate(core_of(request, module)), "it was named", {}, {}, _inner(request, name)
+    )
+
+
+def _automatic(request: Request) -> Choice:
+    refused: dict[str, str] = {}
+    costs: dict[str, Cost] = {}
+    for name, module in BACKENDS.items():
+        if name in NEVER_AUTO:
+            continue
+        core = core_of(request, module)
+        reason = module.supports(core)
+        if reason is None:
+            costs[name] = module.estimate(core)
+        else:
+            refused[name] = reason
+    if "block" in costs and "sdpa" in costs and not sdpa.maskless(core_of(request, BACKENDS["sdpa"])):
+        # A mask hides pairs and saves none: tiles are never much slower, and need no N × M mask.
+        refused["sdpa"] = "it would mask the whole square"
+        del costs["sdpa"]
+    order = list(costs)
+    name = min(costs, key=lambda one: (costs[one].seconds, order.index(one)))
+    fallback = _inner(request, name)
+    if name == GENERIC and len(costs) == 1:
+        reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+        fallback = f"the generic row-block backend runs it ({reasons})"
+    why = "the lowest estimated time" if len(costs) > 1 else "the only one that can"
+    return Choice(name, costs[name], why, refused, costs, fallback)
+
+
+def _inner(request: Request, name: str) -> str | None:
+    module = BACKENDS[name]
+    inner = getattr(module, "inner_fallback", None)
+    return None if inner is None else inner(core_of(request, module))
+
+
+def core_of(request: Request, module: Backend) -> Request:
+    """What the backend itself is asked: without extra terms and sink, which `execute` merges in."""
+    if (
+        getattr(module, "NATIVE", False)
+        or not isinstance(request.normaliser, Softmax)
+        or request.gate is not None
+    ):
+        return request
+    core = request.expanded()
+    if request.extra or request.normaliser.sink is not None:
+        core = core.but(extra=(), normaliser=Softmax(), return_state=True)
+    return core
+
+
+def execute(request: Request, choice: Choice) -> Part:
+    """Run the chosen backend and merge what it was not asked for; counts the fallback, if it is one."""
+    if choice.fallback is not None:
+        record_fallback(f"attend ran on {choice.name}", choice.fallback)
+    core = core_of(request, choice.backend)
+    out, state = choice.backend.run(core)
+    if core is request or (not request.extra and core.normaliser is request.normaliser):
+        return out, state
+    return _finished(request, out, state)
+
+
+def _finished(request: Request, out: torch.Tensor, state: State) -> Part:
+    parts = [(out, State(state.lse))]
+    for logit, value in request.extra:
+        wide = value.expand(out.shape).to(out.dtype)
+        parts.append((wide, State(logit.expand(*out.shape[:3], 1).squeeze(-1).to(state.lse.dtype))))
+    out, state = merge_softmax(parts)
+    sink = request.normaliser.sink if isinstance(request.normaliser, Softmax) else None
+    if sink is not None:
+        logit = torch.as_tensor(sink, dtype=state.lse.dtype, device=state.lse.device).view(1, -1, 1)
+        share = (state.lse - torch.logaddexp(state.lse, logit)).exp()
+        out = (out * share.unsqueeze(-1)).to(out.dtype)
+    return out, State(state.lse, None, request.normaliser)

@@ -1,0 +1,105 @@
+"""The `block` backend: softmax attention over the tiles of a layout, in plain torch.
+
+The layout of the pattern says which keys each block of rows needs; each piece is one call of a dense kernel,
+and pieces of a row merge by their lse. Differentiable once, with lse; grouped queries without repeated keys;
+heads with different patterns each cost their own tiles.
+Legend: B batch, H query heads, G KV heads, N queries, M keys, D width, V value width.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import Tensor
+
+from attlas.attend.block_kernel import block_attention
+from attlas.attend.block_program import Program, compile_layout
+from attlas.attend.cost import Cost, pair_cost
+from attlas.attend.reference import shapes_of
+from attlas.attend.request import Request
+from attlas.attend.state import Part, State
+from attlas.pattern import Pattern, Tokens, dense
+
+__all__ = ["NAME", "block_size", "estimate", "programs_of", "run", "supports"]
+
+NAME = "block"
+
+
+def supports(request: Request) -> str | None:
+    """None, or the reason why this backend cannot answer the request."""
+    if request.view is not None:
+        return "it takes key and value tensors, not a KVView"
+    if not request.plain_softmax:
+        return f"its normaliser is softmax, not {request.normaliser.name}"
+    if request.aggregate.name != "sum":
+        return f"its aggregate is the sum, not {request.aggregate.name}"
+    if not request.score.lowers(request.dtype):
+        return f"the score {request.score.name} is no dot product in {request.dtype}"
+    if request.gate is not None:
+        return "it has no gate"
+    if request.extra:
+        return "it has no extra terms"
+    if request.dropout:
+        return "it has no dropout"
+    if request.return_edge:
+        return "it returns no edge states"
+    if request.k_at is None or not (request.q_at.plain and request.k_at.plain):
+        return "its tokens stand at contiguous positions and are all valid"
+    return None
+
+
+def estimate(request: Request) -> Cost:
+    """The pairs that its calls compute."""
+    programs = _request_programs(request)
+    seen = sum(
+        max(program.seen_keys for program in programs[head : head + request.group])
+        for head in range(0, request.heads, request.group)
+    )
+    return pair_cost(shapes_of(request), sum(program.pairs for program in programs), seen)
+
+
+def run(request: Request) -> Part:
+    """(out (B, H, N, V), state); out lies in memory as (B, N, H, V)."""
+    if request.key is None or request.value is None:
+        raise ValueError("block: it takes key and value tensors, not a KVView")
+    lowered = request.score.lower(request.query, request.key, request.edge)
+    if lowered is None:
+        raise ValueError(f"block: the score {request.score.name} is no dot product")
+    out, lse = block_attention(
+        lowered.query, lowered.key, request.value, _request_programs(request), lowered.scale
+    )
+    if request.return_state and lowered.shift is not None:
+        lse = lse + lowered.shift
+    return out, State(lse)
+
+
+def _request_programs(request: Request) -> tuple[Program, ...]:
+    if request.k_at is None:
+        raise ValueError("block: it takes key and value tensors, not a KVView")
+    return programs_of(request.patterns, request.q_at, request.k_at)
+
+
+def programs_of(patterns: Sequence[Pattern | None], q_at: Tokens, k_at: Tokens) -> tuple[Program, ...]:
+    """One program per pattern (None: everything is seen); equal patterns share theirs."""
+    return tuple(_program(pattern, q_at, k_at) for pattern in patterns)
+
+
+def block_size(keys_per_row: float) -> int:
+    """Rows of a tile: small tiles compute fewer hidden pairs, large ones run at a higher rate.
+
+    The kernel works on 32, 64 or 256 rows at a time for tiles of less than 192, less than 768, or more rows.
+    """
+    if keys_per_row <= 320:
+        return 64
+    return 192 if keys_per_row <= 1024 else 256
+
+
+@lru_cache(maxsize=256)
+def _program(pattern: Pattern | None, q_at: Tokens, k_at: Tokens) -> Program:
+    seen = dense() if pattern is None else pattern
+    layout = seen.layout(q_at, k_at)
+    block = block_size(layout.pairs / max(1, q_at.length))
+
+    def pair(q0: int, q1: int, k0: int, k1: int) -> Tensor:
+        return seen.tile(q_at, k_at, q0, q1, k0, k1)
+
+    return compile_layout(seen.layout(q_at, k_at, block=block), q_at.length, k_at.length, pair, block=block)

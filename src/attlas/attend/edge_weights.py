@@ -1,0 +1,216 @@
+"""Weights of chosen pairs, and sums with given weights, over edge lists.
+
+Legend: B batch, H query heads, G KV heads, N queries, M keys, V value width, E edges.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.attend.backends import choose, execute
+from attlas.attend.normaliser import Normaliser, Softmax
+from attlas.attend.request import Piece, Request, make_request, take
+from attlas.attend.state import State
+from attlas.pattern import Pattern, Tokens
+from attlas.pattern.tokens import common_sizes
+from attlas.score import Edge, Score
+
+__all__ = ["apply_weights", "divisor", "request_for", "softmax_weight", "weights"]
+
+CHUNK = 65536
+"""Edges (times heads) that are worked on at a time."""
+
+
+def weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    edges: tuple[Tensor, Tensor] | None = None,
+    columns: Tensor | None = None,
+    state: State | None = None,
+    pattern: Pattern | None = None,
+    score: Score | None = None,
+    normaliser: Normaliser | None = None,
+    q_at: Tokens | None = None,
+    k_at: Tokens | None = None,
+) -> Tensor:
+    """Softmax weights of chosen pairs: edges=(rows (E,), keys (E,)) gives (B, H, E), columns=(C,) (B, H, N,
+    C).
+
+    Pairs outside the pattern have weight 0. Differentiable in queries, keys, score tensors and the state's
+    lse. Without a state the row statistics are computed first.
+    """
+    if (edges is None) == (columns is None):
+        raise ValueError("weights: give either edges=(rows, keys) or columns=key numbers")
+    request = request_for(query, key, pattern, score, normaliser, q_at, k_at)
+    state = state if state is not None else state_of(request)
+    if edges is None and columns is not None:
+        count = columns.numel()
+        rows = torch.arange(request.queries, device=query.device).repeat_interleave(count)
+        found = _of_edges(request, state, rows, columns.repeat(request.queries))
+        return found.unflatten(2, (request.queries, count))
+    if edges is None or edges[0].shape != edges[1].shape or edges[0].dim() != 1:
+        raise ValueError("weights: edges must be two index tensors (rows, keys) of the same length")
+    return _of_edges(request, state, edges[0], edges[1])
+
+
+def apply_weights(
+    weights: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    *,
+    q_at: Tokens | None = None,
+    k_at: Tokens | None = None,
+) -> Tensor:
+    """out_i = Σ_j w_ij v_j with the weights (B, H, E) of a pattern's edges in the order of `pattern.edges`.
+
+    value (B, G, M, V) gives out (B, H, N, V); without q_at there are as many queries as keys.
+    Differentiable in weights and value, O(E) memory. ValueError: a per-head pattern, another number of
+    edges.
+    """
+    if pattern.heads is not None:
+        raise ValueError("apply_weights: the pattern must be one for all heads; call once per head")
+    k_at = k_at or Tokens(value.shape[2])
+    q_at = q_at or Tokens(value.shape[2])
+    row_ptr, col = (torch.from_numpy(array).to(value.device) for array in pattern.edges(q_at, k_at))
+    if weights.dim() != 3 or weights.shape[2] != col.numel() or weights.shape[1] % value.shape[1]:
+        raise ValueError(
+            f"apply_weights: weights must be (batch, heads, {col.numel()} edges) with heads a multiple of "
+            f"{value.shape[1]}, got {tuple(weights.shape)}"
+        )
+    return _ApplyWeights.apply(weights, value, row_ptr, col)
+
+
+def request_for(
+    query: Tensor,
+    key: Tensor,
+    pattern: Pattern | None,
+    score: Score | None,
+    normaliser: Normaliser | None,
+    q_at: Tokens | None,
+    k_at: Tokens | None,
+) -> Request:
+    if not isinstance(key, Tensor) or (key.dim() == 4 and not key.shape[2]):
+        raise ValueError(
+            "second pass: key must be a tensor (batch, heads, keys, width) with at least one key"
+        )
+    # The values play no part: one column of the keys stands in for them.
+    return make_request(
+        query, key, key[..., :1], pattern=pattern, score=score, normaliser=normaliser, q_at=q_at, k_at=k_at
+    )
+
+
+def working(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def state_of(request: Request) -> State:
+    asked = request.but(return_state=True)
+    return execute(asked, choose(asked))[1]
+
+
+def divisor(request: Request, state: State, piece: Piece | None = None) -> Tensor:
+    """The logarithm of the divisor, (B, H, N) or (B, G', g, N) for a piece; with the sink, if any."""
+    if not isinstance(request.normaliser, Softmax):
+        raise ValueError(
+            f"a state gives weights for softmax only, not {request.normaliser.name}; leave it out"
+        )
+    lse, sink = state.lse, request.normaliser.sink
+    if sink is not None:
+        logit = torch.as_tensor(sink, dtype=lse.dtype, device=lse.device).view(1, -1, 1)
+        lse = torch.logaddexp(lse, logit)
+    return lse if piece is None else take(lse, piece.heads).unflatten(1, (len(piece.kv_heads), piece.group))
+
+
+def softmax_weight(logit: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+    safe = torch.where(torch.isfinite(lse), lse, 0.0)
+    return torch.where(mask, (logit.masked_fill(~mask, -float("inf")) - safe).exp(), 0.0)
+
+
+def _of_edges(request: Request, state: State, rows: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, E), gathered; the score is the same text as on tiles."""
+    if request.k_at is None or request.key is None or request.value is None:
+        raise ValueError("weights: key must be a tensor, not a KVView")
+    step = max(1, CHUNK // request.heads)
+    lse = divisor(request, state)
+    parts = [
+        _edge_chunk(request, lse, rows[start : start + step], keys[start : start + step])
+        for start in range(0, max(1, rows.numel()), step)
+    ]
+    return torch.cat(parts, 2)
+
+
+def _edge_chunk(request: Request, lse: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    if request.k_at is None or request.key is None or request.value is None:
+        raise ValueError("weights: key must be a tensor, not a KVView")
+    dtype = working(request.dtype)
+    owner = torch.arange(request.heads, device=rows.device) // request.group
+    query = request.query[:, :, rows].to(dtype)
+    key, value = (tensor[:, :, keys].to(dtype)[:, owner] for tensor in (request.key, request.value))
+    i = request.q_at.positions(rows.device)[..., rows].view(-1, 1, rows.numel())
+    j = request.k_at.positions(rows.device)[..., keys].view(-1, 1, rows.numel())
+    tensors = [_gathered(tensor, rows, keys).to(dtype) for tensor in request.score.tensors()]
+    logit = request.score.pair(query, key, value, Edge(i, j), *tensors).logit
+    mask = _edge_mask(request, rows, keys, i, j)
+    return softmax_weight(logit, mask, lse[:, :, rows])
+
+
+def _edge_mask(request: Request, rows: Tensor, keys: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    if request.k_at is None:
+        raise ValueError("weights: key must be a tensor, not a KVView")
+    sizes = common_sizes(request.q_at, request.k_at)
+    seen = [
+        torch.ones_like(i + j, dtype=torch.bool) if p is None else p.pair(i, j, sizes)
+        for p in request.patterns
+    ]
+    mask = torch.cat([one.expand(-1, 1, -1) for one in seen], 1)
+    for space, at in ((request.q_at, rows), (request.k_at, keys)):
+        if space.valid is not None:
+            mask = mask & space.valid.to(at.device)[..., at].view(-1, 1, at.numel())
+    return mask
+
+
+def _gathered(tensor: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    first = rows if tensor.shape[2] > 1 else torch.zeros_like(rows)
+    second = keys if tensor.shape[3] > 1 else torch.zeros_like(keys)
+    return tensor[:, :, first, second]
+
+
+class _ApplyWeights(torch.autograd.Function):
+    """Chunks of edges; the backward gathers again instead of keeping messages."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor, row_ptr: Tensor, col: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, value, row_ptr, col)
+        wide, weight = value.to(working(value.dtype)), weights.to(working(value.dtype))
+        owner = torch.arange(weights.shape[1], device=value.device) // (weights.shape[1] // value.shape[1])
+        out = wide.new_zeros(weights.shape[0], weights.shape[1], row_ptr.numel() - 1, value.shape[3])
+        for part, row in _chunks(row_ptr, weights.shape[1]):
+            out.index_add_(2, row, weight[:, :, part, None] * wide[:, :, col[part]][:, owner])
+        return out.to(value.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weights, value, row_ptr, col = ctx.saved_tensors
+        dtype = working(value.dtype)
+        group = weights.shape[1] // value.shape[1]
+        wide, weight, grad = value.to(dtype), weights.to(dtype), grad.to(dtype)
+        owner = torch.arange(weights.shape[1], device=value.device) // group
+        to_weights, to_value = torch.empty_like(weight), torch.zeros_like(wide)
+        for part, row in _chunks(row_ptr, weights.shape[1]):
+            at_row = grad[:, :, row]
+            message = wide[:, :, col[part]][:, owner]
+            to_weights[:, :, part] = (at_row * message).sum(-1)
+            back = (weight[:, :, part, None] * at_row).unflatten(1, (-1, group)).sum(2)
+            to_value.index_add_(2, col[part], back.sum_to_size(value.shape[0], *back.shape[1:]))
+        return to_weights.to(weights.dtype), to_value.to(value.dtype), None, None
+
+
+def _chunks(row_ptr: Tensor, heads: int) -> Iterator[tuple[slice, Tensor]]:
+    rows = torch.arange(row_ptr.numel() - 1, device=row_ptr.device).repeat_interleave(row_ptr.diff())
+    step = max(1, CHUNK // heads)
+    for start in range(0, rows.numel(), step):
+        yield slice(start, start + step), rows[start : start + step]

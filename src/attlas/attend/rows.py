@@ -1,0 +1,175 @@
+"""Row blocks: every score, normaliser and aggregate in O(n * 64) memory.
+
+64 rows at a time look at the keys that they see and at no others; nothing of a block is kept: the backward
+computes it again. Works in float32 (float64 for float64 input). Differentiable once.
+Legend: B batch, G KV heads, g query heads per KV head, r rows and c keys of a block.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.attend.cost import Cost, cost
+from attlas.attend.reference import assemble, shapes_of
+from attlas.attend.request import Piece, Request, Result, take
+from attlas.attend.row_blocks import Block, RowWork
+from attlas.attend.state import Part
+from attlas.pattern import Tokens
+
+__all__ = ["NAME", "estimate", "evaluate", "run", "supports"]
+
+NAME = "rows"
+NATIVE = True
+OVERHEAD = 5.0
+"""Time against a fused kernel's bound: several passes over each tile instead of none (measured 4 to 6)."""
+
+
+def supports(request: Request) -> str | None:
+    """Everything; it is the generic backend."""
+    return None
+
+
+def estimate(request: Request) -> Cost:
+    """The pairs that the blocks touch, at several times a fused kernel's cost."""
+    if request.view is None:
+        return cost(request.pattern, shapes_of(request), q_at=request.q_at, k_at=request.k_at).times(OVERHEAD)
+    return cost(None, shapes_of(request)).times(OVERHEAD)
+
+
+def run(request: Request) -> Part:
+    """(out (B, H, N, V), state)."""
+    result = evaluate(request)
+    return result.out, request.normaliser.state(result.lse, result.total)
+
+
+def evaluate(request: Request) -> Result:
+    """Out, row statistics and edge states."""
+    pieces = request.pieces()
+    return assemble(request, pieces, [_piece(request, piece) for piece in pieces])
+
+
+def _piece(request: Request, piece: Piece) -> Result:
+    work = RowWork(request, piece)
+    query = take(request.query, piece.heads).unflatten(1, (len(piece.kv_heads), piece.group))
+    key, value = _present(piece.key, piece.k_at), _present(piece.value, piece.k_at)
+    outputs = _RowBlocks.apply(work, query, key, value, *work.operands())
+    out, lse, total, edges = outputs
+    return Result(
+        out.flatten(1, 2),
+        lse.flatten(1, 2),
+        None if total is None else total.flatten(1, 2),
+        None if edges is None else edges.flatten(1, 2),
+    )
+
+
+def _present(tensor: Tensor, k_at: Tokens) -> Tensor:
+    """Absent keys as zeros: their memory may hold anything, and 0 * NaN is NaN."""
+    if k_at.valid is None:
+        return tensor
+    return tensor.masked_fill(~k_at.valid.to(tensor.device).view(-1, 1, k_at.length, 1), 0.0)
+
+
+class _RowBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, work: RowWork, query: Tensor, key: Tensor, value: Tensor, *operands: Tensor) -> Any:
+        ctx.work = work
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, *operands)
+        wide = [tensor.to(work.dtype) for tensor in (query, key, value, *operands)]
+        pieces: list[list[Tensor]] = [[], [], [], []]
+        ctx.edges = []
+        for block in work.blocks:
+            found = work.tile(block, *work.inputs(block, wide))
+            for store, tensor in zip(pieces, found, strict=True):
+                if tensor is not None:
+                    store.append(tensor.to(query.dtype) if store is pieces[0] else tensor)
+            ctx.edges.append(0 if found[3] is None else found[3].shape[3])
+        if not work.blocks:
+            return _nothing(work, query, value)
+        outputs = tuple(torch.cat(store, 3) if store else None for store in pieces)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            found = _backward(ctx.work, ctx.saved_tensors, ctx.needs_input_grad[1:], grads, ctx.edges)
+        if again:
+            held = [tensor for tensor in found if tensor is not None]
+            once = iter(
+                _Once.apply(len(held), *held, *ctx.saved_tensors, *(g for g in grads if g is not None))
+            )
+            found = [None if tensor is None else next(once) for tensor in found]
+        return None, *found
+
+
+def _nothing(work: RowWork, query: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
+    shape = (max(query.shape[0], value.shape[0]), *query.shape[1:4])
+    lse = query.new_full(shape, -float("inf"), dtype=work.dtype)
+    return query.new_zeros(*shape, value.shape[-1]), lse, None, None
+
+
+def _backward(
+    work: RowWork,
+    saved: Sequence[Tensor],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+    edges: Sequence[int],
+) -> list[Tensor | None]:
+    """Each block once more with gradients on; gradients are summed in the working precision."""
+    wide = [tensor.to(work.dtype) for tensor in saved]
+    totals = [torch.zeros_like(tensor) if need else None for tensor, need in zip(wide, needed, strict=True)]
+    done = 0
+    for block, count in zip(work.blocks, edges, strict=True):
+        query, key, value, operands = work.inputs(block, wide)
+        leaves = [
+            part.detach().requires_grad_(need)
+            for part, need in zip((query, key, value, *operands), needed, strict=True)
+        ]
+        with torch.enable_grad():
+            outputs = work.tile(block, leaves[0], leaves[1], leaves[2], leaves[3:])
+        rows = [None if g is None else g[:, :, :, block.r0 : block.r1] for g in grads[:3]]
+        rows.append(None if grads[3] is None else grads[3][:, :, :, done : done + count])
+        done += count
+        pairs = [
+            (out, grad.to(work.dtype))
+            for out, grad in zip(outputs, rows, strict=True)
+            if out is not None and grad is not None and out.requires_grad
+        ]
+        wanted = [number for number, need in enumerate(needed) if need]
+        if not pairs:
+            continue
+        parts = torch.autograd.grad(
+            [out for out, _ in pairs], [leaves[n] for n in wanted], [g for _, g in pairs], allow_unused=True
+        )
+        for number, part in zip(wanted, parts, strict=True):
+            total = totals[number]
+            if part is not None and total is not None:
+                _accumulate(work, number, total, block, part)
+    return [None if t is None else t.to(s.dtype) for t, s in zip(totals, saved, strict=True)]
+
+
+def _accumulate(work: RowWork, number: int, total: Tensor, block: Block, part: Tensor) -> None:
+    if number == 0:
+        total[:, :, :, block.r0 : block.r1] += part
+    elif number in (1, 2):
+        block.add_to_keys(total, 2, part)
+    else:
+        work.add(number - 3, total, block, part)
+
+
+class _Once(torch.autograd.Function):
+    """Passes gradients on and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "attend: the backend 'rows' is differentiable once, and a gradient of its gradient was "
+            "asked for; use backend='reference' for second derivatives"
+        )

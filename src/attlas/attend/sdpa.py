@@ -1,0 +1,184 @@
+"""torch's `scaled_dot_product_attention`: dense and causal attention without a mask, anything else with one.
+
+On the CPU its fused kernel works on equal widths and equal batches without a differentiable bias; elsewhere
+torch falls back *silently* to plain matrix products with an N × M matrix: `inner_fallback` says so
+beforehand.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attlas.attend.cost import Cost, cost
+from attlas.attend.reference import shapes_of
+from attlas.attend.request import Request
+from attlas.attend.state import Part, State
+from attlas.pattern import Pattern, dense
+from attlas.score import EdgeBias, Score, ScoreSum
+
+__all__ = [
+    "NAME",
+    "estimate",
+    "inner_fallback",
+    "is_causal_square",
+    "run",
+    "sees_all",
+    "split_bias",
+    "supports",
+]
+
+NAME = "sdpa"
+MASKED = 2.0
+"""A boolean mask costs about twice the time of the whole square without one (measured, torch 2.13 CPU)."""
+
+
+def supports(request: Request) -> str | None:
+    """None, or the reason why this backend cannot answer the request."""
+    if request.view is not None:
+        return "it takes key and value tensors, not a KVView"
+    if not request.plain_softmax:
+        return f"its normaliser is softmax, not {request.normaliser.name}"
+    if request.aggregate.name != "sum":
+        return f"its aggregate is the sum, not {request.aggregate.name}"
+    score, _ = split_bias(request.score)
+    if score is None or not score.lowers(request.dtype):
+        return f"the score {request.score.name} is no dot product in {request.dtype}"
+    if request.gate is not None:
+        return "it has no gate"
+    if request.extra:
+        return "it has no extra terms"
+    if request.dropout:
+        return "its dropout is not the counter-based one"
+    if request.return_edge:
+        return "it returns no edge states"
+    if request.return_state:
+        return "it returns no differentiable state"
+    return None
+
+
+def split_bias(score: Score) -> tuple[Score | None, EdgeBias | None]:
+    """(the rest, one `EdgeBias` that can be an additive mask); the rest is None where nothing remains."""
+    if score.lowers(torch.float32):
+        return score, None
+    tables = [term for term in score.terms() if type(term) is EdgeBias and not term.lowers(torch.float32)]
+    others = [term for term in score.terms() if term not in tables]
+    if len(tables) != 1 or not others:
+        return None if tables else score, None
+    rest = others[0]
+    for term in others[1:]:
+        rest = ScoreSum(rest, term)
+    return rest, tables[0]
+
+
+def sees_all(request: Request) -> bool:
+    """Whether every query sees every key."""
+    if not (request.q_at.valid is None and request.k_at is not None and request.k_at.valid is None):
+        return False
+    return request.pattern is None or request.pattern == dense()
+
+
+def is_causal_square(request: Request) -> bool:
+    """Whether the pattern is exactly the causal triangle of equal, contiguous queries and keys."""
+    if request.pattern is None or request.k_at is None or not (request.q_at.plain and request.k_at.plain):
+        return False
+    if request.queries != request.keys or request.q_at.start != request.k_at.start:
+        return False
+    return all(_is_causal(one, request.k_at.extent) for one in set(request.patterns) if one is not None)
+
+
+def _is_causal(pattern: Pattern, extent: int) -> bool:
+    form = pattern.sink_window()
+    if form is None:
+        return False
+    window = form[1]
+    return window is None or (isinstance(window, int) and window >= extent)
+
+
+def maskless(request: Request) -> bool:
+    """Whether no mask is needed, so that torch's kernel does no work in vain."""
+    return split_bias(request.score)[1] is None and (sees_all(request) or is_causal_square(request))
+
+
+def inner_fallback(request: Request) -> str | None:
+    """Why torch would leave its fused kernel for this request, or None."""
+    _, bias = split_bias(request.score)
+    if bias is not None and torch.is_grad_enabled() and bias.values.requires_grad:
+        return "sdpa computes the whole N × M matrix when a bias needs gradient"
+    return None
+
+
+def estimate(request: Request) -> Cost:
+    """The triangle or the rectangle; a mask hides pairs and saves none of them."""
+    shapes = shapes_of(request)
+    if is_causal_square(request):
+        return cost(request.pattern, shapes, q_at=request.q_at, k_at=request.k_at)
+    dense = cost(None, shapes)
+    return dense if sees_all(request) else dense.times(MASKED)
+
+
+def run(request: Request) -> Part:
+    """(out (B, H, N, V), state); the state is the empty one unless asked for, which `supports` refuses."""
+    request = request.expanded()
+    if request.key is None or request.value is None:
+        raise ValueError("sdpa needs key and value tensors")
+    score, bias = split_bias(request.score)
+    lowered = None if score is None else score.lower(request.query, request.key, request.edge)
+    if lowered is None:
+        raise ValueError(f"sdpa: the score {request.score.name} is no dot product; see supports()")
+    width = max(lowered.query.shape[-1], request.value_width)
+    causal = is_causal_square(request)
+    mask, empty = _mask(request, bias, causal)
+    out = functional.scaled_dot_product_attention(
+        _padded(lowered.query, width),
+        _padded(lowered.key, width),
+        _padded(request.value, width),
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=lowered.scale,
+        enable_gqa=request.group > 1,
+    )[..., : request.value_width]
+    if empty is not None:
+        out = out.masked_fill(empty, 0.0)
+    missing = request.query.new_full(
+        (request.batch, request.heads, request.queries), math.nan, dtype=torch.float32
+    )
+    return out, State(missing)
+
+
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    """Zero columns keep torch on its fused path, which needs equal widths; they change no dot product."""
+    return tensor if tensor.shape[-1] == width else functional.pad(tensor, (0, width - tensor.shape[-1]))
+
+
+def _mask(request: Request, bias: EdgeBias | None, causal: bool) -> tuple[Tensor | None, Tensor | None]:
+    """(mask for SDPA, rows without edges (…, N, 1)); both None where no mask is needed."""
+    if bias is None and (causal or sees_all(request)):
+        return None, None
+    if request.k_at is None:
+        raise ValueError("sdpa needs key tensors")
+    allowed = _allowed(request)
+    empty = ~allowed.any(-1, keepdim=True)
+    # Rows without edges look at everything and are zeroed after: no NaN in either direction.
+    allowed = allowed | empty
+    if bias is None:
+        return allowed, empty
+    table = bias.tensors()[0].to(request.dtype)
+    return table.masked_fill(~allowed, -float("inf")), empty
+
+
+def _allowed(request: Request) -> Tensor:
+    if request.k_at is None:
+        raise ValueError("sdpa needs key tensors")
+    if request.pattern is None:
+        whole = torch.ones(request.queries, request.keys, dtype=torch.bool, device=request.device)
+        for space, axis in ((request.q_at, -1), (request.k_at, -2)):
+            if space.valid is not None:
+                whole = whole & space.valid.to(request.device).unsqueeze(axis)
+        return whole.view(-1, 1, request.queries, request.keys)
+    mask = request.pattern.mask(request.q_at, request.k_at, request.device)
+    if request.pattern.heads is None:
+        return mask.view(-1, 1, request.queries, request.keys)
+    mask = mask.view(-1, request.pattern.heads, request.queries, request.keys)
+    return mask if mask.shape[1] == request.heads else mask.repeat_interleave(request.group, 1)

@@ -1,0 +1,242 @@
+"""Run a pretrained model with a plan (or any pattern) in place of its attention, and leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from attlas.attend import attend, choose, counting, decode, make_request, record_fallback
+from attlas.attend.backends import Choice, Fallbacks, execute
+from attlas.attend.request import Request
+from attlas.attend.view import KVView
+from attlas.bridges.attention import installed
+from attlas.bridges.mask import TokenMask
+from attlas.bridges.models import UnsupportedModel, Wiring, wiring
+from attlas.cache import Entry, Part, RaggedCache
+from attlas.cache.rows import Job
+from attlas.pattern import Pattern, Plan, Tokens, causal, window
+from attlas.score import Dot
+
+__all__ = ["Applied", "applied"]
+
+# (queries, keys or view, values, positions of the keys, whether no pattern is needed)
+Call = tuple[Job, Tensor | KVView, Tensor | None, Tokens | None, bool]
+
+
+@contextmanager
+def applied(
+    model: nn.Module,
+    plan: Plan | Pattern | Sequence[Pattern],
+    *,
+    total: int | Sequence[int] | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+) -> Iterator[Applied]:
+    """Inside the block the model attends by `plan`: forward, cached decoding, `generate`; afterwards as
+    before.
+
+        with at.applied(model, plan) as handle:
+            model.generate(**inputs, max_new_tokens=64)
+
+    plan: a Plan made for this model, one pattern for all layers, or one per layer (a decoder's are made
+    causal; the model's own sliding windows stay in force). N of elastic spans is the row's own length: its
+    real tokens in a plain forward, prompt + new tokens in `generate`; total= (one number or one per row)
+    fixes it instead, and is needed to continue a cache of transformers' own by a second chunk. Padding (left,
+    right) changes nothing.
+
+    `generate` uses a RaggedCache; a DynamicCache (passed, or made by the model's forward) keeps every key and
+    is masked by position. PlanMismatch: the plan is for another model. UnsupportedModel: says what is
+    missing. RuntimeError: nested use. The model's weights are never touched, its logits afterwards are
+    bitwise the same.
+    """
+    wired = wiring(model)
+    handle = Applied(model, wired, _patterns(plan, wired), total, backend, strict)
+    overrides: dict[str, Any] = {}
+    if hasattr(model, "_prepare_cache_for_generation"):
+        overrides["_prepare_cache_for_generation"] = handle.prepare_cache
+    with counting() as handle.counted, installed(model, wired, handle, overrides):
+        yield handle
+
+
+class Applied:
+    """What `applied` yields: makes caches, and tells every fallback that happened."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wired: Wiring,
+        patterns: Sequence[Pattern],
+        total: int | Sequence[int] | None,
+        backend: str,
+        strict: bool,
+    ) -> None:
+        self.model, self.wired, self.patterns, self.total = model, wired, tuple(patterns), total
+        self.backend, self.strict = backend, strict
+        self.counted = Fallbacks()
+        self.cache: RaggedCache | None = None
+        self._bound: dict[tuple[int, int | None], Pattern] = {}
+        self._choices: dict[tuple[int, bool, bool], Choice] = {}
+
+    @property
+    def fallbacks(self) -> list[dict[str, str | int]]:
+        """Every fallback inside the block so far: {"what", "why", "count"}."""
+        return self.counted.records()
+
+    def new_cache(self, total: int | Sequence[int] | None = None) -> RaggedCache:
+        """An empty ragged cache for requests of `total` tokens (prompt and new ones), to prefill by hand."""
+        shape = self.wired.shape
+        cache = RaggedCache(
+            self.patterns,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            total=self.total if total is None else total,
+            windows=self.wired.windows,
+        )
+        for what, why in cache.fallbacks:
+            record_fallback(what, why)
+        return cache
+
+    def prepare_cache(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
+        """`generate`'s hook of the same purpose: a RaggedCache with N = prompt + new tokens of each row."""
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            original = type(self.model)._prepare_cache_for_generation  # type: ignore[attr-defined]
+            return original(self.model, generation_config, model_kwargs, generation_mode, *rest, **more)
+        if "assisted" in str(getattr(generation_mode, "value", generation_mode)):
+            raise UnsupportedModel(
+                "assisted generation takes tokens back, which a ragged cache cannot once a ring has wrapped: "
+                "generate without assistant_model and prompt_lookup_num_tokens inside applied()"
+            )
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise UnsupportedModel(
+                f"cache_implementation={generation_config.cache_implementation!r} cannot be combined with "
+                "applied(), which brings its own ragged cache: leave cache_implementation unset"
+            )
+        longest = (more["max_cache_length"] if "max_cache_length" in more else rest[-1]) + 1
+        total: int | Sequence[int] = longest
+        mask = model_kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            total = [longest - mask.shape[1] + int(real) for real in (mask != 0).sum(dim=1).tolist()]
+        self.cache = self.new_cache(None if self.total is not None else total)
+        model_kwargs["past_key_values"] = self.cache
+        return None
+
+    def attention(
+        self, layer: int, query: Tensor, key: Any, value: Any, mask: TokenMask, scaling: float, dropout: float
+    ) -> Tensor:
+        """One layer's attention; see `attlas.bridges.attention.Handler`."""
+        if mask.window != self.wired.windows[layer]:
+            raise UnsupportedModel(
+                f"layer {layer} of {self.wired.shape.name} applies a sliding window of {mask.window}, but "
+                f"its configuration says {self.wired.windows[layer]}: such a model is not supported"
+            )
+        score = Dot(scaling)
+        if isinstance(key, Entry):
+            parts = key.parts(mask.new_valid)
+            if len(parts) == 1 and parts[0].exact and not dropout:
+                return self._decode(layer, query, parts[0], score, scaling)
+            width = parts[0].value_width if parts else query.shape[-1]
+            calls: list[Call] = [(part.job, part.key, part.value, None, part.exact) for part in parts]
+        elif isinstance(key, Tensor):
+            width = value.shape[-1]
+            jobs = mask.jobs(query.shape[0], self.total)
+            calls = [(job, keys.take(key), keys.take(value), _tokens(keys), False) for job, keys in jobs]
+        else:
+            raise UnsupportedModel(
+                f"layer {layer} hands {type(key).__name__} to its attention instead of keys"
+            )
+        return self._run(layer, query, width, calls, score, dropout)
+
+    def _decode(self, layer: int, query: Tensor, part: Part, score: Dot, scaling: float) -> Tensor:
+        """One token per row on exactly what the cache keeps: no pattern, and the backend is chosen only
+        once."""
+        if not isinstance(part.key, KVView):
+            raise TypeError(f"a decoded token needs a KVView, got {type(part.key).__name__}")
+        kind = (layer, part.key.groups[0].valid is None, query.requires_grad)
+        choice = self._choices.get(kind)
+        if choice is None:
+            request = make_request(query, part.key, score=score, q_at=_tokens(part.job), strict=self.strict)
+            choice = self._choices[kind] = choose(request, self.backend)
+        if choice.name == decode.NAME and choice.fallback is None:
+            return decode.attend_view(query, part.key, scaling)[0]
+        request = Request(
+            query, None, None, part.key, _tokens(part.job), None, score=score, strict=self.strict
+        )
+        return execute(request, choice)[0]
+
+    def _run(
+        self, layer: int, query: Tensor, value_width: int, calls: Sequence[Call], score: Dot, dropout: float
+    ) -> Tensor:
+        """Attend call by call and put the rows together; padded queries give 0."""
+        outs = []
+        for job, key, value, k_at, exact in calls:
+            pattern = None if exact else self._pattern(layer, job.total)
+            out = attend(
+                job.take(query),
+                key,
+                value,
+                pattern=pattern,
+                score=score,
+                q_at=_tokens(job),
+                k_at=k_at,
+                dropout=dropout,
+                backend=self.backend,
+                strict=self.strict,
+            )
+            if job.whole and job.count == query.shape[2]:
+                return out
+            outs.append((job, out))
+        together = query.new_zeros(*query.shape[:3], value_width)
+        for job, out in outs:
+            job.put(together, out)
+        return together
+
+    def _pattern(self, layer: int, total: int | None) -> Pattern:
+        """The layer's pattern at length N, inside the model's own window."""
+        key = (layer, total)
+        if key not in self._bound:
+            pattern, own = self.patterns[layer], self.wired.windows[layer]
+            if pattern.free and total is None:
+                raise ValueError(
+                    f"the spans of layer {layer} grow with the length N of the request, which is not known "
+                    "when a cache is continued by a second chunk: pass total= (prompt and new tokens "
+                    "together) to applied(), or use the cache of handle.new_cache(total=...)"
+                )
+            if own is not None:
+                pattern = pattern & window(own)
+            self._bound[key] = pattern if total is None else pattern.bind(N=total)
+        return self._bound[key]
+
+
+def _patterns(plan: Plan | Pattern | Sequence[Pattern], wired: Wiring) -> list[Pattern]:
+    shape = wired.shape
+    if isinstance(plan, Plan):
+        plan.check(shape)
+        patterns = [plan.pattern(layer) for layer in range(shape.layers)]
+    elif isinstance(plan, Pattern):
+        patterns = [plan] * shape.layers
+    else:
+        patterns = list(plan)
+        if len(patterns) != shape.layers:
+            raise ValueError(
+                f"plan must be a Plan, one pattern, or one per layer: {shape.name} has {shape.layers} "
+                f"layers, got {len(patterns)} patterns"
+            )
+    for pattern in dict.fromkeys(patterns):
+        pattern.expand(shape.heads, shape.kv_heads)  # says which head counts do not fit
+    if not wired.causal:
+        return patterns
+    return [pattern if pattern.is_causal else causal() & pattern for pattern in patterns]
+
+
+def _tokens(job: Job) -> Tokens:
+    return Tokens(job.count, start=job.start, total=job.total)

@@ -1,0 +1,118 @@
+"""The text of every error that `attend` and its views raise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, make_request
+from attlas.pattern import Tokens, causal, elastic, per_head, window
+from attlas.score import Dot, EdgeBias
+
+
+def qkv(
+    length: int = 50, heads: int = 4, kv_heads: int = 2, width: int = 8, **kind: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = ((2, heads, length, width), (2, kv_heads, length, width), (2, kv_heads, length, width))
+    query, key, value = (torch.randn(*shape, generator=generator, **kind) for shape in shapes)
+    return query, key, value
+
+
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "dtype": (
+        lambda: attend(qkv()[0].double(), *qkv()[1:]),
+        "key has dtype torch.float32 but query has torch.float64",
+    ),
+    "heads": (lambda: attend(qkv()[0][:, :3], *qkv()[1:]), "multiple of the number of KV heads, got 3 and 2"),
+    "batch": (
+        lambda: attend(torch.randn(3, 4, 50, 8), *qkv()[1:]),
+        "batch sizes must be equal or 1, got query 3, key 2",
+    ),
+    "no value": (lambda: attend(*qkv()[:2]), "value must be a tensor, got NoneType; give a KVView or both"),
+    "view and value": (
+        lambda: attend(qkv()[0], KVView.of(*qkv()[1:]), qkv()[2]),
+        "value must be None when key is a KVView",
+    ),
+    "view without place": (
+        lambda: attend(qkv()[0], KVView.of(*qkv()[1:]), pattern=causal()),
+        "q_at is needed with a KVView and a pattern",
+    ),
+    "space": (lambda: attend(*qkv(), q_at=Tokens(49)), "q_at has 49 tokens but query has 50"),
+    "batched space": (
+        lambda: attend(*qkv(), k_at=Tokens.at(torch.zeros(3, 50, dtype=torch.int64))),
+        "k_at has 3 batch rows but the tensors have 2",
+    ),
+    "unbound": (
+        lambda: attend(*qkv(), pattern=window(elastic(0, 0.5))),
+        r"pattern depends on N: call pattern.bind\(N=...\)",
+    ),
+    "pattern heads": (
+        lambda: attend(*qkv(), pattern=per_head([causal()] * 3)),
+        "per_head has 3 patterns but query has 4 heads",
+    ),
+    "score tensor": (
+        lambda: attend(*qkv(), score=Dot() + EdgeBias(torch.zeros(49, 50))),
+        r"must broadcast to \(batch, heads, queries, keys\) = \(2, 4, 50, 50\), got \(1, 1, 49, 50\)",
+    ),
+    "sink": (
+        lambda: attend(*qkv(), normaliser=Softmax(torch.zeros(3))),
+        r"normaliser softmax\(sink per head\) must broadcast",
+    ),
+    "gate": (lambda: attend(*qkv(), gate=torch.ones(50)), r"gate must broadcast to .* got \(50,\)"),
+    "extra": (
+        lambda: attend(*qkv(), extra=[(torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 7))]),
+        r"extra\[0\] must be \(logit \(B, H, N, 1\), value \(B, H, N, V\)\).*got \(1, 4, 1, 7\)",
+    ),
+    "dropout": (lambda: attend(*qkv(), dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+    "state": (
+        lambda: attend(*qkv(), normaliser=Sigmoid(), return_state=True),
+        "return_state=True needs parts that merge",
+    ),
+    "edge": (lambda: attend(*qkv(), return_edge=True), "the score dot gives no edge features"),
+    "edge per head": (
+        lambda: attend(*qkv(), pattern=per_head([causal(), window(3), causal(), causal()]), return_edge=True),
+        "return_edge=True needs one pattern for all heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    make, text = ERRORS[name]
+    with pytest.raises((ValueError, TypeError), match=text):
+        make()
+
+
+def test_errors_of_kind() -> None:
+    query, key, value = qkv()
+    make = make_request  # without the shape annotations of `attend`, which tests check first
+    with pytest.raises(
+        ValueError, match=r"query must have axes \(batch, heads, tokens, width\), got shape \(2, 3, 4\)"
+    ):
+        make(torch.ones(2, 3, 4), key, value)
+    with pytest.raises(TypeError, match="query must be a floating-point tensor, got torch.int64"):
+        make(query.long(), key, value)
+    with pytest.raises(ValueError, match="query and key must have the same width, got 3 and 8"):
+        make(query[..., :3], key, value)
+    with pytest.raises(ValueError, match="key and value must have the same heads and tokens"):
+        make(query, key, value[:, :, :9])
+    with pytest.raises(ValueError, match="at least one batch row, head and channel"):
+        make(query[:0], key, value)
+
+
+def test_view_errors() -> None:
+    _, key, value = qkv()
+    at50 = torch.arange(50)
+    with pytest.raises(ValueError, match="1 head ids for 2 heads of keys"):
+        KVGroup((0,), key, value, at50)
+    with pytest.raises(ValueError, match=r"positions must have shape \(50,\) or \(2, 50\), got \(49,\)"):
+        KVGroup((0, 1), key, value, at50[:49])
+    with pytest.raises(ValueError, match=r"every KV head 0..G-1 exactly once, got \[0, 2\]"):
+        KVView((KVGroup((0, 2), key, value, at50),))
+    with pytest.raises(ValueError, match="at least one group of KV heads, got none"):
+        KVView(())
+    view = KVView.of(key, value)
+    assert view.nbytes == key.nbytes + value.nbytes and view.keys == 50 and view.kv_heads == 2

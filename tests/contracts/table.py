@@ -1,0 +1,255 @@
+"""The table that everything joins by one row: a pattern, a score, a normaliser, an aggregate or a backend.
+
+`cases(backend)` draws from the table so that each pair of rows of any two columns meets at least once.
+Legend: B batch, H query heads, G KV heads, N tokens, D key width, V value width.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.attend import (
+    BACKENDS,
+    L1,
+    Aggregate,
+    Identity,
+    Max,
+    Mean,
+    Normaliser,
+    Request,
+    Sigmoid,
+    Softmax,
+    Sum,
+    Threshold,
+    make_request,
+)
+from attlas.attend.backends import core_of
+from attlas.pattern import (
+    Pattern,
+    causal,
+    dense,
+    distance,
+    elastic,
+    key,
+    opaque,
+    parse,
+    per_head,
+    per_kv_head,
+    sink,
+    window,
+)
+from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, RowScale, Score
+
+BATCH, KV_HEADS, WIDTH = 2, 2, 8
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Leaf tensors of one case; `leaf` makes further ones for scores and normalisers."""
+
+    length: int
+    dtype: torch.dtype
+    generator: torch.Generator
+    leaves: list[Tensor]
+
+    def leaf(self, *shape: int, positive: bool = False) -> Tensor:
+        tensor = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        tensor = (tensor.abs() + 0.1 if positive else tensor).to(self.dtype).requires_grad_()
+        self.leaves.append(tensor)
+        return tensor
+
+
+# One row per variant: add a system's pattern here and every backend is tested on it.
+PATTERNS: dict[str, Pattern | None] = {
+    "none": None,
+    "dense": dense(),
+    "causal": causal(),
+    "window": window(9),
+    "causal window": causal() & window(16),
+    "window and sink": parse("causal & (window(20) | sink(3))"),
+    "elastic": causal() & (window(elastic(4, 0.25)) | sink(2)),
+    "holes": causal() & (distance(0, 3) | distance(11, 40)),
+    "empty rows": (causal() & window(12)) - key(0, 15),
+    "not causal": ~causal(),
+    "per head": per_head([causal(), causal() & window(7), causal(), window(5) & key(0, 30)]),
+    "per KV head": per_kv_head([causal() & (window(10) | sink(4)), causal() & (window(33) | sink(4))]),
+    "opaque": causal() & opaque(lambda i, j: (i + j) % 3 != 1, "thirds"),
+}
+
+SCORES: dict[str, Callable[[Inputs], Score]] = {
+    "dot": lambda given: Dot(),
+    "dot, own scale": lambda given: Dot(0.7),
+    "cosine": lambda given: Cosine(4.0),
+    "distance": lambda given: Dot() + DistanceBias(given.leaf(HEADS, positive=True)),
+    "bias": lambda given: Dot() + EdgeBias(given.leaf(HEADS, given.length, given.length)),
+    "key bias": lambda given: Dot() + EdgeBias(given.leaf(BATCH, 1, 1, given.length)),
+    "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
+    "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
+    "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
+}
+
+NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
+    "softmax": lambda given: Softmax(),
+    "softmax, sink": lambda given: Softmax(0.4),
+    "softmax, learned sink": lambda given: Softmax(given.leaf(HEADS)),
+    "sigmoid": lambda given: Sigmoid(-1.0),
+    "sigmoid by count": lambda given: Sigmoid(),
+    "identity": lambda given: Identity(),
+    "softplus": lambda given: L1("softplus"),
+    # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
+    "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
+}
+
+AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max()}
+
+EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
+    "nothing": lambda given: {},
+    "extra": lambda given: {
+        "extra": [
+            (given.leaf(1, HEADS, 1, 1), given.leaf(1, HEADS, 1, given.leaves[2].shape[3])),
+            (
+                given.leaf(BATCH, HEADS, given.length, 1),
+                given.leaf(BATCH, 1, given.length, 1).expand(-1, -1, -1, given.leaves[2].shape[3]),
+            ),
+        ]
+    },
+    "row gate": lambda given: {"gate": given.leaf(BATCH, HEADS, given.length, 1)},
+    "pair gate": lambda given: {"gate": given.leaf(1, 1, given.length, given.length)},
+    "dropout": lambda given: {"dropout": 0.3, "seed": 11},
+}
+
+LENGTHS = (63, 100, 257)
+GROUPS = (1, 2, 4)
+VALUE_WIDTHS = (8, 5)
+
+COLUMNS: dict[str, tuple[Any, ...]] = {
+    "pattern": tuple(PATTERNS),
+    "score": tuple(SCORES),
+    "normaliser": tuple(NORMALISERS),
+    "aggregate": tuple(AGGREGATES),
+    "extra": tuple(EXTRAS),
+    "length": LENGTHS,
+    "group": GROUPS,
+    "value_width": VALUE_WIDTHS,
+}
+
+# What the fused backends are for: in the other columns only what they take, so that most cases run; a case
+# that is refused tests the refusal.
+NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
+    "sdpa": {
+        "score": ("dot", "dot, own scale", "cosine", "distance", "bias", "key bias", "row scale"),
+        "normaliser": ("softmax",),
+        "aggregate": ("sum",),
+        "extra": ("nothing",),
+    },
+    "block": {
+        "score": ("dot", "dot, own scale", "cosine", "distance", "key bias", "row scale"),
+        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
+        "aggregate": ("sum",),
+        "extra": ("nothing", "extra"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the pairwise table."""
+
+    backend: str
+    pattern: str
+    score: str
+    normaliser: str
+    aggregate: str
+    extra: str
+    length: int
+    group: int
+    value_width: int
+
+    def __str__(self) -> str:
+        return "-".join(str(getattr(self, name)).replace(" ", "_") for name in self.__dataclass_fields__)
+
+    def arguments(self, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
+        """(all leaves, of which the first three are query, key, value; options for `attend`)."""
+        given = Inputs(self.length, dtype, torch.Generator().manual_seed(self.length), [])
+        kv_heads = HEADS // self.group
+        given.leaf(BATCH, HEADS, self.length, WIDTH)
+        given.leaf(BATCH, kv_heads, self.length, WIDTH)
+        given.leaf(BATCH, kv_heads, self.length, self.value_width)
+        pattern = PATTERNS[self.pattern]
+        options = {
+            "pattern": pattern if pattern is None else pattern.bind(N=self.length),
+            "score": SCORES[self.score](given),
+            "normaliser": NORMALISERS[self.normaliser](given),
+            "aggregate": AGGREGATES[self.aggregate],
+            **EXTRAS[self.extra](given),
+        }
+        return given.leaves, options
+
+
+def request_of(leaves: list[Tensor], options: dict[str, Any]) -> Request:
+    return make_request(*leaves[:3], **options)
+
+
+def refusal(backend: str, request: Request) -> str | None:
+    """Why the backend would not run this, None if it would."""
+    module = BACKENDS[backend]
+    return module.supports(core_of(request, module))
+
+
+@cache
+def cases(backend: str) -> list[Case]:
+    """Cases of a backend in which each pair of rows of any two columns meets, if it can."""
+    columns = {**COLUMNS, **NARROW.get(backend, {})}
+    names = list(columns)
+    wanted = {
+        (a, x, b, y)
+        for a, b in itertools.combinations(names, 2)
+        for x in columns[a]
+        for y in columns[b]
+        if _fits({a: x, b: y})
+    }
+    found = []
+    generator = torch.Generator().manual_seed(0)
+    while wanted:
+        best: tuple[int, dict[str, Any]] = (0, {})
+        first = min(wanted, key=str)
+        for _ in range(20):
+            row = {first[0]: first[1], first[2]: first[3]}
+            for name in names:
+                if name not in row:
+                    row[name] = _best(name, columns[name], row, wanted, generator)
+            if _fits(row):
+                best = max(best, (len(_met(row, names) & wanted), row), key=lambda item: item[0])
+        if not best[0]:
+            wanted.discard(first)
+            continue
+        wanted -= _met(best[1], names)
+        found.append(Case(backend, **best[1]))
+    return found
+
+
+def _best(
+    name: str, rows: tuple[Any, ...], row: dict[str, Any], wanted: set[Any], generator: torch.Generator
+) -> Any:
+    order = [rows[i] for i in torch.randperm(len(rows), generator=generator)]
+
+    def gain(value: Any) -> int:
+        return len(_met({**row, name: value}, list(COLUMNS)) & wanted) if _fits({**row, name: value}) else -1
+
+    return max(order, key=gain)
+
+
+def _met(row: dict[str, Any], names: list[str]) -> set[Any]:
+    held = [name for name in names if name in row]
+    return {(a, row[a], b, row[b]) for a, b in itertools.combinations(held, 2)}
+
+
+def _fits(row: dict[str, Any]) -> bool:
+    # A pattern per KV head fits one number of KV heads.
+    return row.get("pattern") != "per KV head" or row.get("group", 2) == HEADS // KV_HEADS
