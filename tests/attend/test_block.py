@@ -316,3 +316,14 @@ def test_calls_know_their_pairs() -> None:
     assert call.pairs == 96
     assert program(dense(), 20, 30, 8).pairs == 600
     assert program(dense(), 20, 30, 8).seen_keys == 30
+
+
+def test_what_inference_mode_leaves_in_caches_serves_training() -> None:
+    pattern = causal() & (window(11) | sink(2))
+    inputs = tensors(1, 2, 2, 77, 77)
+    with torch.inference_mode():
+        before = attend(*[tensor.detach() for tensor in inputs], pattern=pattern, backend="block")
+    out = attend(*inputs, pattern=pattern, backend="block")
+    out.sum().backward()
+    assert torch.equal(out.detach(), before.clone())
+    assert inputs[0].grad is not None and bool(inputs[0].grad.isfinite().all())

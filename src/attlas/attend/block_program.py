@@ -8,6 +8,7 @@ a row writes its output, later calls merge into it by their lse.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ Pair = Callable[[int, int, int, int], Tensor]
 """`pair(q0, q1, k0, k1)`: BoolTensor (q1 - q0, k1 - k0), the pattern evaluated on one tile."""
 
 _GAP = 64  # keys: computing a gap of this size costs less than one more call and merge
+_KEPT_MASK = 1 << 18  # pairs: to build a smaller mask anew costs as much as to use it
 _LONG_CAUSAL = 2048  # rows: from here the kernel's own causal blocks (256 x 512) waste little
 
 
@@ -74,10 +76,9 @@ class Call:
         """(rows, keys) with 0 where visible and -inf where not, or None if all is visible."""
         if not self.edges:
             return None
-        mask = torch.zeros(self.rows, self.keys, dtype=dtype, device=device)
-        for column, hidden in self.edges:
-            mask[:, column : column + hidden.shape[1]].masked_fill_(hidden.to(device), -float("inf"))
-        return mask
+        if self.rows * self.keys <= _KEPT_MASK:
+            return _kept_mask(self, dtype, device)
+        return _mask(self, dtype, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,16 @@ class Program:
             total += max(0, high - max(low, reached))
             reached = max(reached, high)
         return total
+
+
+def _mask(call: Call, dtype: torch.dtype, device: torch.device) -> Tensor:
+    mask = torch.zeros(call.rows, call.keys, dtype=dtype, device=device)
+    for column, hidden in call.edges:
+        mask[:, column : column + hidden.shape[1]].masked_fill_(hidden.to(device), -float("inf"))
+    return mask
+
+
+_kept_mask = lru_cache(maxsize=128)(_mask)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""One file per published system; `attlas.catalog.registry` finds them."""

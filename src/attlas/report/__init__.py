@@ -1,0 +1,47 @@
+"""The report of a tune run: the terminal table, the verdict, the pictures and the page."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Charts cost a second to import: the table alone must not pay it.
+_HOME = {
+    "run": "Run load_run",
+    "table": "budget_table print_results results_table",
+    "page": "ReportFiles write_report",
+    "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality span_map",
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "FIGURES",
+    "Figure",
+    "NotInRun",
+    "ReportFiles",
+    "Run",
+    "budget_table",
+    "budgets",
+    "cost",
+    "load_run",
+    "needles",
+    "pareto",
+    "pattern_pictures",
+    "png",
+    "print_results",
+    "quality",
+    "results_table",
+    "span_map",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from attlas.report.page import write_report as write_report
+    from attlas.report.run import load_run as load_run
+    from attlas.report.table import print_results as print_results
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"attlas.report.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'attlas.report' has no attribute {name!r}")

@@ -1,0 +1,225 @@
+"""The report of a run as one HTML file that fetches nothing, and its pictures as PNG.
+
+The page holds Vega's JavaScript once and every chart as JSON; a content security policy forbids any request.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from attlas._common.files import writable_folder, write_atomic
+from attlas.report.figures import FIGURES, png
+from attlas.report.run import Run, load_run
+from attlas.report.table import COLUMNS, columns_of, footnotes, sections
+from attlas.report.theme import Chart, NotInRun
+from attlas.report.tiles import tiles
+from attlas.report.verdict import verdict
+
+__all__ = ["ReportFiles", "render_page", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What `write_report` wrote."""
+
+    page: Path
+    pictures: tuple[Path, ...]
+
+
+def write_report(folder: str | Path) -> ReportFiles:
+    """Write `folder`/report.html and `folder`/pictures/*.png from `folder`/results.json, each atomically.
+
+    Figures for which the run holds no data are left out with a sentence, and their old pictures removed.
+    Raises UsageError where results.json is missing or damaged or the folder cannot be written.
+    """
+    run = load_run(folder)
+    pictures = writable_folder(Path(folder) / "pictures")
+    drawn, absent = _draw(run)
+    written = []
+    for figure in FIGURES:
+        path = pictures / f"{figure.name}.png"
+        if figure.name in drawn:
+            written.append(write_atomic(path, png(drawn[figure.name])))
+        else:
+            path.unlink(missing_ok=True)
+    page = write_atomic(Path(folder) / "report.html", render_page(run, drawn, absent))
+    return ReportFiles(page, tuple(written))
+
+
+def render_page(run: Run, drawn: dict[str, Chart], absent: dict[str, str]) -> str:
+    """The page as text: `drawn` are charts by figure name, `absent` the sentences for the others."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_template("report.html.jinja"))
+    specs = {name: chart.to_dict() for name, chart in drawn.items()}
+    described = (
+        ("Model", run.model),
+        ("Settings", run.settings),
+        ("Versions", run.versions),
+        ("Machine", run.machine),
+    )
+    subtitles = {name: _without_title(spec) for name, spec in specs.items()}
+    return template.render(
+        name=run.model.get("name") or "unnamed model",
+        facts=_facts(run),
+        verdict=verdict(run),
+        tiles=tiles(run),
+        **_table(run),
+        other_budgets=_other_budgets(run),
+        footnotes=footnotes(run),
+        figures=[
+            {
+                "name": figure.name,
+                "heading": figure.heading,
+                "subtitle": subtitles.get(figure.name) if figure.subtitle else None,
+                "caption": figure.caption,
+                "drawn": figure.name in drawn,
+                "absent": absent.get(figure.name),
+            }
+            for figure in FIGURES
+        ],
+        fallbacks=run.fallbacks,
+        notes=run.notes,
+        stages=[{"name": s.name, "time": _clock(s.seconds), "resumed": s.resumed} for s in run.stages],
+        details=[(title, _details(values)) for title, values in described if values],
+        version=run.versions.get("attlas", ""),
+        style=Markup(_template("report.css")),
+        script=Markup(_template("report.js")),
+        bundle=Markup(_inline_script(_bundle())),
+        specs=Markup(_inline_json(specs)),
+    )
+
+
+def _draw(run: Run) -> tuple[dict[str, Chart], dict[str, str]]:
+    drawn: dict[str, Chart] = {}
+    absent: dict[str, str] = {}
+    for figure in FIGURES:
+        try:
+            drawn[figure.name] = figure.draw(run)
+        except NotInRun as reason:
+            absent[figure.name] = str(reason)
+    return drawn, absent
+
+
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that sets window.vegaEmbed."""
+    return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub forgets the default
+
+
+def _template(name: str) -> str:
+    return resources.files("attlas.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _without_title(spec: dict[str, Any]) -> str:
+    """Take the title out of a chart, since the page has its own heading, and return the subtitle."""
+    spec.pop("$schema", None)
+    title = spec.pop("title", {})
+    return ", ".join(title.get("subtitle", [])[:1]).rpartition(" · ")[0]
+
+
+def _inline_json(value: Any) -> str:
+    """JSON that cannot end or confuse the script element around it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _inline_script(text: str) -> str:
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _facts(run: Run) -> list[str]:
+    model = run.model
+    facts = []
+    if model.get("layers") and model.get("kv_heads"):
+        facts.append(
+            f"{model['layers']} layers, {model.get('heads', '?')} query heads, {model['kv_heads']} KV heads"
+        )
+    if isinstance(model.get("parameters"), int):
+        facts.append(f"{model['parameters'] / 1e6:,.0f} M parameters")
+    if run.budget is not None:
+        facts.append(f"budget {run.budget:.0%} of the KV cache")
+    if run.lengths:
+        facts.append(f"profiled at {', '.join(f'{n:,}' for n in run.lengths)} tokens")
+    if run.extend:
+        facts.append(f"extended to {run.extend:,}")
+    return facts
+
+
+def _table(run: Run) -> dict[str, Any]:
+    columns = columns_of(run)
+    groups = [(group, len(list(members))) for group, members in groupby(columns, key=lambda c: c.group)]
+    seen: set[str] = set()
+    shown = []
+    for column in columns:
+        shown.append({"title": column.heading, "help": column.help, "first": column.group not in seen})
+        seen.add(column.group)
+    return {
+        "columns": shown,
+        "groups": groups,
+        "sections": [
+            {
+                "heading": f"{length:,} tokens",
+                "rows": [
+                    {"kind": m.kind, "label": m.label, "cells": [c.text(m, length) for c in columns]}
+                    for m in rows
+                ],
+            }
+            for length, rows in sections(run)
+        ],
+    }
+
+
+def _other_budgets(run: Run) -> dict[str, Any] | None:
+    others = sorted((m for m in run.methods if not m.main and m.quality), key=lambda m: -(m.budget or 0))
+    if not others:
+        return None
+    shown = [c for c in COLUMNS if c.group == "Quality" or c.heading == ("KV", "kept")]
+    return {
+        "lengths": [f"{n:,}" for n in run.quality_lengths],
+        "titles": [c.heading for c in shown],
+        "rows": [
+            {
+                "kind": m.kind,
+                "label": m.label,
+                "cells": [c.text(m, n) for n in run.quality_lengths for c in shown],
+            }
+            for m in others
+        ],
+    }
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def _details(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            rows += _details(value, f"{prefix}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool) and key.endswith("bytes"):
+            rows.append((name.removesuffix("bytes").strip(), f"{value / 2**30:.1f} GiB"))
+        elif value is not None:
+            rows.append((name, _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)

@@ -1,0 +1,276 @@
+"""Calibration items: long-range questions on given text, answered by the dense model itself (MoA, step 2).
+
+arXiv 2406.14909, section 4.1: a long context, questions whose answers lie far back, and as supervision the
+dense model's own greedy answers ("model alignment"), never a human's. Departures: several questions share one
+context as a chat, so that one profiled item supervises several answers (each given to its question alone);
+facts are hidden in the text beside questions about the text itself; an item fills its length exactly, so that
+nothing is padded.
+"""
+
+import inspect
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attlas._common.errors import UsageError
+from attlas.tasks import INSTRUCTIONS, Passages, encode, prompt_pieces
+from attlas.tasks.needles import draw_facts
+
+__all__ = ["CalibrationItem", "build_calibration", "greedy_answers", "response_logits", "response_loss"]
+
+# Enough for one sentence.
+FACT_TOKENS = 28
+# Questions about the text, per split: the first asks for what stands at one place, the others for the whole.
+TEXT_QUESTIONS = {
+    "calibration": (
+        "What does the document say about {topic}?",
+        "Summarise the document in a few sentences.",
+    ),
+    "selection": (
+        "Explain what can be learned above regarding {topic}.",
+        "Give a short overview of this text.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CalibrationItem:
+    """A chat of `length` tokens; `response`: ranges [start, stop) of the model's own answers in `ids`."""
+
+    ids: tuple[int, ...]
+    response: tuple[tuple[int, int], ...]
+    tag: str
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.ids)
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions of the response tokens, (r,)."""
+        return torch.cat([torch.arange(start, stop) for start, stop in self.response])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "CalibrationItem":
+        """Inverse of `to_dict`."""
+        response = tuple((int(start), int(stop)) for start, stop in data["response"])
+        return cls(tuple(data["ids"]), response, str(data["tag"]))
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A question, and what its answer must contain to be kept (None: anything)."""
+
+    question: str
+    wanted: str | None
+    most: int
+
+
+def build_calibration(
+    model: Any,
+    tokenizer: Any,
+    passages: Passages,
+    length: int,
+    *,
+    needle: int = 4,
+    text: int = 2,
+    per_item: int = 4,
+    answer_tokens: int = 48,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[CalibrationItem]:
+    """`needle` items with `per_item` hidden facts and `text` items about the text, each of `length` tokens.
+
+    The model answers greedily, one sentence for a fact and `answer_tokens` (at most 128) about the text. A
+    fact that the dense model does not find is left out unless it finds none. Then the *middle of the context*
+    is cut (hidden facts excepted) until all fits `length`. Wordings and text are those of `passages.split`.
+    Raises UsageError if `length` leaves no room. Cost: a prefill and the answers' tokens per item.
+    """
+    if passages.split not in TEXT_QUESTIONS:
+        raise ValueError(f"passages must be of the splits {sorted(TEXT_QUESTIONS)}, got {passages.split!r}")
+    if not 1 <= answer_tokens <= 128:
+        raise ValueError(f"answer_tokens must lie in 1..128, got {answer_tokens}")
+    tags = ["needle"] * needle + ["text"] * text
+    draw = random.Random(f"calibration-{passages.split}-{length}-{seed}")
+    facts = iter(draw_facts(passages.split, needle * per_item, per_item, "needle", draw) if needle else ())
+    items = []
+    for tag, passage in zip(tags, passages.take(len(tags), length, seed), strict=True):
+        turns, hidden = [], []
+        if tag == "needle":
+            drawn = next(facts)
+            hidden = [(fact.depth, fact.needle) for fact in drawn]
+            turns = [_Turn(fact.question, fact.value, FACT_TOKENS) for fact in drawn]
+            draw.shuffle(turns)
+        else:
+            topic = _topic(tokenizer.decode(passage.ids[: length // 3]), draw)
+            texts = [question.format(topic=topic) for question in TEXT_QUESTIONS[passages.split]]
+            turns = [_Turn(question, None, answer_tokens) for question in texts]
+        items.append(_answered(model, tokenizer, passages.split, passage.ids, hidden, turns, length, tag))
+        if progress is not None:
+            progress(1)
+    return items
+
+
+def _answered(
+    model: Any,
+    tokenizer: Any,
+    split: str,
+    haystack: Sequence[int],
+    hidden: Sequence[tuple[float, str]],
+    turns: Sequence[_Turn],
+    length: int,
+    tag: str,
+) -> CalibrationItem:
+    """Let the model answer each turn, string them into one chat, and fit it to `length`."""
+    pieces = prompt_pieces(tokenizer, len(turns))
+    opening = pieces[0] + encode(tokenizer, INSTRUCTIONS[split])
+    needles = [(depth, encode(tokenizer, text)) for depth, text in hidden]
+    asked = [encode(tokenizer, turn.question) for turn in turns]
+    asked[0] = encode(tokenizer, "\n\n" + turns[0].question)
+    prompts = [(*asked[0], *pieces[1])]
+    prompts += [(*pieces[2 * index], *asked[index], *pieces[2 * index + 1]) for index in range(1, len(turns))]
+    fixed = len(opening) + sum(len(ids) for _, ids in needles) + sum(map(len, prompts))
+    room = length - fixed
+    if room < sum(turn.most for turn in turns):
+        raise UsageError(
+            f"length {length} is too short for calibration: {fixed} tokens are prompt and questions, and "
+            f"up to {sum(turn.most for turn in turns)} are answers; use longer lengths"
+        )
+    context, free = _hide(haystack[:room], needles)
+    first = [(*question, *pieces[1]) for question in asked]
+    answers = greedy_answers(model, tokenizer, [*opening, *context], first, [turn.most for turn in turns])
+    ids, response = [*opening, *_cut_middle(context, free, sum(map(len, answers)))], []
+    for prompt, answer, keep in zip(prompts, answers, _right(tokenizer, turns, answers), strict=True):
+        ids += prompt
+        if keep:
+            response.append((len(ids), len(ids) + len(answer)))
+        ids += answer
+    return CalibrationItem(tuple(ids), tuple(response), tag)
+
+
+def _right(tokenizer: Any, turns: Sequence[_Turn], answers: Sequence[Sequence[int]]) -> list[bool]:
+    """Which answers supervise: those that hold what is wanted, or all if none does."""
+    told = [tokenizer.decode(answer) for answer in answers]
+    right = [turn.wanted is None or turn.wanted in said for turn, said in zip(turns, told, strict=True)]
+    return right if any(right) else [True] * len(right)
+
+
+def _hide(
+    haystack: Sequence[int], needles: Sequence[tuple[float, Sequence[int]]]
+) -> tuple[list[int], list[bool]]:
+    """The haystack with the needles at their depths, and which tokens are haystack."""
+    context: list[int] = []
+    free: list[bool] = []
+    done = 0
+    for depth, needle in (*needles, (1.0, ())):
+        upto = round(depth * len(haystack))
+        context += [*haystack[done:upto], *needle]
+        free += [True] * (upto - done) + [False] * len(needle)
+        done = upto
+    return context, free
+
+
+def _cut_middle(context: Sequence[int], free: Sequence[bool], excess: int) -> list[int]:
+    """Drop `excess` free tokens around the middle: the first and last halves of what remains stay whole."""
+    places = [index for index, is_free in enumerate(free) if is_free]
+    first = (len(places) - excess) // 2
+    dropped = set(places[first : first + excess])
+    return [token for index, token in enumerate(context) if index not in dropped]
+
+
+def _topic(text: str, draw: random.Random) -> str:
+    """One of the most frequent long words of the text."""
+    counts = Counter(re.findall(r"[^\W\d_]{7,}", text))
+    common = sorted(counts, key=lambda word: (-counts[word], word))[:5]
+    return f'"{draw.choice(common)}"' if common else "its main subject"
+
+
+@torch.inference_mode()
+def greedy_answers(
+    model: Any, tokenizer: Any, context: Sequence[int], prompts: Sequence[Sequence[int]], most: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """The model's greedy continuation of context + prompt for each prompt, 1 to `most` tokens each.
+
+    An answer ends before an end-of-sequence token, or before a line break where the tokenizer has no chat
+    template. The context is read once; the prompts follow on copies of its cache as one batch, padded on the
+    left (masked, positions as without padding), so that a step costs about as much as for one.
+    """
+    device = next(model.parameters()).device
+    stops, lines = _stop_tokens(model, tokenizer), not getattr(tokenizer, "chat_template", None)
+    last = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+    cache = model(
+        input_ids=torch.tensor([list(context)], device=device), use_cache=True, **last
+    ).past_key_values
+    cache.batch_repeat_interleave(len(prompts))
+    width = max(map(len, prompts))
+    step = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    real = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    seen = torch.ones(len(prompts), len(context), dtype=torch.long, device=device)
+    mask = torch.cat([seen, torch.tensor(real, device=device)], dim=1)
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
+    while True:
+        places = (mask.cumsum(1) - 1)[:, -step.shape[1] :]
+        out = model(
+            input_ids=step,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            **last,
+        )
+        logits = out.logits[:, -1].float()
+        if not answers[0]:
+            logits[:, [token for token in stops if token < logits.shape[1]]] = -torch.inf
+        chosen = logits.argmax(-1)
+        for row, token in enumerate(chosen.tolist()):
+            breaks = lines and len(answers[row]) > 0 and "\n" in tokenizer.decode([token])
+            going[row] = going[row] and not breaks and token not in stops
+            if going[row]:
+                answers[row].append(token)
+                going[row] = len(answers[row]) < most[row]
+        if not any(going):
+            return [tuple(answer) for answer in answers]
+        step = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    found = {tokenizer.eos_token_id}
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found |= set(given) if isinstance(given, list | tuple) else {given}
+    return {int(token) for token in found if token is not None}
+
+
+def _keeps_logits(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def response_logits(model: Any, item: CalibrationItem) -> tuple[Tensor, Tensor]:
+    """Logits (r, vocabulary) that predict the response tokens, and these tokens (r,); one forward."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([item.ids], device=device)
+    positions = item.positions.to(device)
+    if _keeps_logits(model):
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions - 1).logits[0]
+    else:
+        logits = model(input_ids=ids, use_cache=False).logits[0, positions - 1]
+    return logits, ids[0, positions]
+
+
+def response_loss(model: Any, item: CalibrationItem) -> Tensor:
+    """Mean cross-entropy over the response tokens (nats, float32), differentiable."""
+    logits, targets = response_logits(model, item)
+    return cross_entropy(logits.float(), targets)

@@ -1,0 +1,187 @@
+"""What a tuning run is asked for, and the checks that are made before it starts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from attlas._common.errors import UsageError
+from attlas._common.machine import available_memory
+
+__all__ = ["Calibration", "Settings", "check_memory", "check_model", "needed_memory"]
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Profiled items per length: `needle` with `per_item` hidden facts each, `text` with questions on it.
+
+    `mixes`: weights of the tags in the influence that plans are searched with; the validation chooses among
+    them (an empty mix: every item counts the same). `validation_*`: items at the unprofiled length.
+    """
+
+    needle: int = 4
+    text: int = 3
+    per_item: int = 4
+    answer_tokens: int = 48
+    validation_needle: int = 3
+    validation_text: int = 2
+    mixes: tuple[tuple[float, float], ...] = ((1.0, 1.0), (3.0, 1.0))
+
+    def __post_init__(self) -> None:
+        if self.needle < 0 or self.text < 0 or self.needle + self.text < 1:
+            raise UsageError(
+                f"calibration needs at least one item, got {self.needle} needle and {self.text} text"
+            )
+        if self.validation_needle < 0 or self.validation_text < 0 or not self.validation_tags:
+            raise UsageError("calibration needs at least one validation item, got none")
+        if not self.mixes or any(min(mix) < 0 or max(mix) <= 0 for mix in self.mixes):
+            raise UsageError(f"mixes are pairs of weights >= 0 (needle, text), got {self.mixes}")
+
+    @property
+    def validation_tags(self) -> tuple[str, ...]:
+        """Datasets of the validation."""
+        counts = {"needle": self.validation_needle, "text": self.validation_text}
+        return tuple(tag for tag, count in counts.items() if count)
+
+    def weights(self) -> list[Mapping[str, float] | None]:
+        """Each mix as weights by tag; None (all items alike) where only one tag is profiled."""
+        if not self.needle or not self.text:
+            return [None]
+        return [{"needle": needle, "text": text} for needle, text in self.mixes]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's outcome; a folder holds the run of one of these.
+
+    `extend`: longest length that the plan is made for (None: the last of `lengths`). `needles` per length in
+    `per_item` facts per context, in the extension length `extend_per_item`; 0: no evaluation.
+    `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
+    `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget.
+    `block`, `sink`, `alpha_step`, `betas`: the rule grid, `tune.rules.rule_grid`.
+    """
+
+    budget: float = 0.5
+    lengths: tuple[int, ...] = (1024, 2048)
+    extend: int | None = 4096
+    seed: int = 0
+    needles: int = 40
+    per_item: int = 4
+    extend_per_item: int = 5
+    calibration: Calibration = Calibration()
+    candidates: int = 8
+    baseline_candidates: int = 3
+    extra_budgets: tuple[float, ...] = (0.35, 0.25)
+    extra_needles: int = 20
+    block: int = 64
+    sink: int = 64
+    alpha_step: int | None = None
+    betas: int = 9
+    multi_key_needles: int = 16
+    timing: bool = True
+
+    def __post_init__(self) -> None:
+        budgets = (self.budget, *self.extra_budgets)
+        for budget in budgets:
+            if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+                raise UsageError(f"budget must lie in (0, 1], the share of the cache to keep, got {budget!r}")
+        lengths = self.lengths
+        if not lengths or any(b <= a for a, b in pairwise(lengths)) or lengths[0] < 1:
+            raise UsageError(f"lengths must be given and increase, such as 1024,2048, got {_listed(lengths)}")
+        if self.extend is not None and self.extend < lengths[-1]:
+            raise UsageError(
+                f"extend must be at least the last of lengths ({lengths[-1]}), got {self.extend}; leave it "
+                "out to plan for the profiled lengths only"
+            )
+        odd = [length for length in self.all_lengths if length % self.block]
+        if odd:
+            raise UsageError(
+                f"lengths must be multiples of the block of {self.block} tokens, got {_listed(odd)}"
+            )
+        if self.needles < 0 or self.extra_needles < 0 or self.candidates < 1 or self.baseline_candidates < 1:
+            raise UsageError("needles must be >= 0 and the numbers of candidates >= 1")
+
+    @property
+    def extension(self) -> int | None:
+        """The length beyond the profiled ones; None where there is none."""
+        return self.extend if self.extend is not None and self.extend > self.lengths[-1] else None
+
+    @property
+    def all_lengths(self) -> tuple[int, ...]:
+        """Profiled lengths and the extension."""
+        return self.lengths if self.extension is None else (*self.lengths, self.extension)
+
+    @property
+    def validation(self) -> int:
+        """The length of the validation, which is never profiled: between the last two lengths."""
+        known = self.lengths if len(self.lengths) > 1 else (self.lengths[0] // 2, self.lengths[0])
+        return (known[-2] + known[-1]) // 2 // self.block * self.block
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        data = asdict(self) | {"lengths": list(self.lengths), "extra_budgets": list(self.extra_budgets)}
+        data["calibration"]["mixes"] = [list(mix) for mix in self.calibration.mixes]
+        return data | {"validation": self.validation}
+
+    def difference(self, other: Mapping[str, Any]) -> list[str]:
+        """What another run's `to_dict` has otherwise, as "budget 0.4 there, 0.5 here"."""
+        mine = self.to_dict()
+        names = [field.name for field in fields(self)]
+        return [
+            f"{name} {other.get(name)} there, {mine[name]} here"
+            for name in names
+            if other.get(name) != mine[name]
+        ]
+
+
+def check_model(model: nn.Module, settings: Settings, name: str) -> None:
+    """Raise UsageError where the model's context is shorter than a length."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = settings.all_lengths[-1]
+    if isinstance(context, int) and longest > context:
+        what = "extend" if longest == settings.extension else "lengths"
+        raise UsageError(
+            f"{what} asks for {longest} tokens, above the context of {context} of {name}; use less"
+        )
+
+
+def needed_memory(model: nn.Module, settings: Settings) -> int:
+    """Estimated bytes beside the weights: the largest of profiling, evaluation and timing.
+
+    Profiling keeps the activations of one item for the backward pass, about 16 hidden and 4 inner vectors per
+    token and layer; evaluation the logits and per_item + 1 caches; timing the dense cache of 8 rows.
+    """
+    config: Any = model.config
+    item = next(model.parameters()).element_size()
+    layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    cache = 2 * layers * int(getattr(config, "num_key_value_heads", None) or heads) * width * item
+    vocabulary = int(config.vocab_size)
+    last, longest = settings.lengths[-1], settings.all_lengths[-1]
+    blocks = sum((length // settings.block) ** 2 for length in settings.lengths)
+    profiling = last * layers * (16 * hidden + 4 * inner) * item + 4 * 8 * layers * heads * blocks
+    per_item = settings.extend_per_item if settings.extension else settings.per_item
+    scoring = longest * (vocabulary * item + cache * (per_item + 2) + 8 * inner * item)
+    timing = 9 * longest * cache if settings.timing and settings.needles else 0
+    return max(profiling, scoring if settings.needles else 0, timing)
+
+
+def check_memory(model: nn.Module, settings: Settings) -> None:
+    """Raise UsageError where the estimate exceeds what is available (no check where that is unknown)."""
+    available, needed = available_memory(), needed_memory(model, settings)
+    if available is not None and needed > available:
+        raise UsageError(
+            f"not enough memory for {settings.all_lengths[-1]} tokens: about {needed / GIB:.1f} GiB are "
+            f"needed beside the weights, {available / GIB:.1f} GiB are available; use shorter lengths or a "
+            "smaller extend"
+        )
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(map(str, numbers)) or "none"

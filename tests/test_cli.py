@@ -1,0 +1,307 @@
+"""The command: its options are frozen, bad input gets a sentence and exit code 2, Ctrl-C gets 130."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import attlas
+from attlas.cli import app, main
+from attlas.cli import atlas as atlas_commands
+
+OPTIONS = {
+    "tune": "model --budget --lengths --extend --data --out --seed --needles --also --timing --fresh",
+    "generate": (
+        "model --plan --prompt --prompt-file --max-new-tokens --sample --temperature --beams --seed --raw"
+    ),
+    "report": "folder",
+    "list": "--json",
+    "show": "name",
+    "claim": "names --all --json --seeds --budget --long --fresh --out",
+    "explain": "pattern --length",
+}
+
+
+@pytest.fixture
+def attlas_says(capsys):
+    """Runs the command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(attlas_says):
+    """The message of a command that exits with 2."""
+
+    def run(*arguments):
+        code, _, error = attlas_says(*arguments)
+        assert code == 2, error
+        assert error.startswith("attlas: ") and "Traceback" not in error
+        return error
+
+    return run
+
+
+def test_options_are_frozen():
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():
+        named = [
+            parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name
+            for parameter in command.params
+        ]
+        found[name] = " ".join(named)
+    assert found == OPTIONS
+
+
+def test_help_teaches(attlas_says):
+    code, text, _ = attlas_says("--help")
+    assert code == 0
+    for words in ("attlas tune demo --out runs/demo", "Exit codes", *OPTIONS):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_command_has_help(attlas_says, name):
+    code, text, _ = attlas_says(name, "--help")
+    assert code == 0 and "Usage: attlas " + name in text
+
+
+def test_version(attlas_says):
+    assert attlas_says("--version") == (0, f"attlas {attlas.__version__}\n", "")
+
+
+def test_the_installed_command_and_the_module_are_the_same():
+    done = subprocess.run([sys.executable, "-m", "attlas", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == f"attlas {attlas.__version__}\n"
+
+
+def test_list_and_its_json(attlas_says):
+    code, text, _ = attlas_says("list")
+    assert code == 0 and "moa" in text and "2024" in text
+    code, text, _ = attlas_says("list", "--json")
+    assert [card["key"] for card in json.loads(text)] == sorted(card["key"] for card in json.loads(text))
+    assert "moa" in [card["key"] for card in json.loads(text)]
+
+
+def test_show(attlas_says, refused):
+    code, text, _ = attlas_says("show", "moa")
+    assert code == 0
+    for words in ("arXiv:2406.14909", "thu-nics/MoA", "Not verified", "Measure it: attlas claim moa"):
+        assert words in text
+    assert "did you mean 'moa'?" in refused("show", "moaa")
+
+
+def test_explain_draws(attlas_says):
+    code, text, _ = attlas_says("explain", "causal & (window(2) | sink(1))", "--length", "8")
+    assert code == 0
+    # Rows 0..7 see 1, 2, 3, 3, ... keys: 1 + 2 + 6 * 3 = 21 of 36.
+    assert "pairs     21, 58.3% of dense causal" in text
+    assert "keys      3 at most for a query, 37.5% of the tokens" in text
+    picture = text.split("columns keys\n")[1].splitlines()
+    assert picture[3] == "  ##  ####"
+
+
+def test_explain_binds_the_length(attlas_says):
+    code, text, _ = attlas_says("explain", "causal & window(elastic(4, 0.25))", "--length", "16")
+    assert code == 0 and "causal & window(8) at N = 16" in text
+
+
+def test_explain_refuses_what_is_no_pattern(refused):
+    assert "windw" in refused("explain", "causal & windw(3)")
+
+
+def test_claim_needs_a_name_or_all(refused):
+    assert "name the systems to measure, or give --all" in refused("claim")
+    assert "name the systems to measure, or give --all" in refused("claim", "moa", "--all")
+    assert "no system named 'nothing'" in refused("claim", "nothing")
+    assert "seeds must be at least 1, got 0" in refused("claim", "moa", "--seeds", "0")
+
+
+def test_claim_prints_what_was_found(attlas_says, monkeypatch, tmp_path):
+    result = {
+        "says": "less is more",
+        "rule": "below 10",
+        "measured": "worst loss 3.0.",
+        "verdict": "holds",
+        "summary": {"loss": {"mean": 2.0, "sd": 1.0, "least": 1.0, "largest": 3.0}},
+        "runs": [{}, {}, {}],
+        "seconds": 90.0,
+    }
+    monkeypatch.setattr("attlas.catalog.run_claim", lambda card, **options: result)
+    code, text, _ = attlas_says("claim", "moa", "--out", tmp_path)
+    assert code == 0
+    for line in (
+        "paper says less is more",
+        "measured   worst loss 3.0.",
+        "verdict    holds",
+        "3 seeds, 1.5 min",
+    ):
+        assert line in text
+    code, text, _ = attlas_says("claim", "moa", "--json")
+    assert code == 0 and json.loads(text) == result
+
+
+def test_interrupted(attlas_says, monkeypatch):
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attlas.catalog.run_claim", lambda *_, **options: stop())
+    code, _, error = attlas_says("claim", "moa")
+    assert code == 130
+    assert error == "attlas: interrupted; run the same command again to continue\n"
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m attlas list --json | head -c 10; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_shade_is_blank_only_for_nothing():
+    assert atlas_commands._shade(0) == " " and atlas_commands._shade(1) != " "
+    assert atlas_commands._shade(255) == "#"
+
+
+# Bad input to tune and generate: each says what is wrong.
+
+
+@pytest.fixture
+def tiny_run(tiny_model, tmp_path):
+    """A `tune` that takes seconds."""
+    lengths = ["--lengths", "512,1024", "--extend", "1536", "--needles", "4", "--also", ""]
+    return ["tune", tiny_model, *lengths, "--no-timing", "--out", tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--budget", "0"], "budget must lie in (0, 1]"),
+        (["--budget", "1.5"], "budget must lie in (0, 1]"),
+        (["--budget", "nan"], "budget must lie in (0, 1]"),
+        (["--also", "0.3,x"], "also takes numbers joined by commas"),
+        (["--lengths", "1024;2048"], "lengths are whole numbers joined by commas, as in 1024,2048; got"),
+        (["--lengths", ""], "lengths must be given and increase"),
+        (["--lengths", "1024,512"], "lengths must be given and increase"),
+        (["--extend", "512"], "extend must be at least the last of lengths"),
+        (["--data", "no-such-text"], "unknown data 'no-such-text'"),
+    ],
+)
+def test_tune_refuses_before_the_model_is_loaded(refused, tiny_run, monkeypatch, options, text):
+    monkeypatch.delattr("attlas.bridges.loading._from_pretrained")
+    assert text in refused(*tiny_run, *options)
+
+
+def test_tune_refuses_lengths_above_the_context(refused, tiny_run):
+    assert "above the context of 2048" in refused(*tiny_run, "--lengths", "512,4096", "--extend", "4096")
+    assert "above the context of 2048" in refused(*tiny_run, "--extend", "4096")
+
+
+def test_tune_refuses_too_little_text(refused, tiny_run, tmp_path):
+    (tmp_path / "short.txt").write_text("Hardly anything.")
+    assert "too little text" in refused(*tiny_run, "--data", tmp_path / "short.txt")
+
+
+def test_tune_refuses_a_folder_that_cannot_be_written(refused, tiny_run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write" in refused(*tiny_run, "--out", tmp_path / "file" / "run")
+
+
+def test_tune_refuses_without_memory(refused, tiny_run, monkeypatch):
+    monkeypatch.setattr("attlas._common.machine._meminfo", lambda field: 1024**2)
+    assert "not enough memory" in refused(*tiny_run)
+
+
+def test_tune_writes_plan_and_report_and_goes_on_where_it_was(attlas_says, refused, tiny_run, tmp_path):
+    code, text, error = attlas_says(*tiny_run)
+    assert code == 0, error
+    assert "uniform window" in text and "profile" in error
+    run = tmp_path / "run"
+    plan, results = (run / "plan.json").read_text(), json.loads((run / "results.json").read_text())
+    assert (run / "report.html").stat().st_size > 10_000
+    (run / "plan.json").unlink()
+    code, text, _ = attlas_says(*tiny_run)
+    assert code == 0 and (run / "plan.json").read_text() == plan
+    again = json.loads((run / "results.json").read_text())
+    assert again["methods"] == results["methods"]
+    assert all(stage["resumed"] for stage in again["stages"])
+    code, text, _ = attlas_says("report", run)
+    assert code == 0 and "uniform window" in text
+    assert "holds a run of other settings" in refused(*tiny_run, "--seed", "1")
+
+
+def test_a_model_that_is_none(refused, tmp_path):
+    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "empty").mkdir()
+    plan = ["--plan", tmp_path / "plan.json", "--prompt", "Hello"]
+    (tmp_path / "plan.json").write_text("{")
+    assert "does not exist" in refused("tune", tmp_path / "nothing" / "there")
+    assert "not a .gguf model" in refused("tune", tmp_path / "notes.txt")
+    assert "is not a model" in refused("tune", tmp_path / "empty")
+    assert "damaged" in refused("generate", tmp_path / "empty", *plan)
+
+
+def test_generate_refuses_bad_plans(refused, tiny_model, tmp_path):
+    prompt = ["--prompt", "Hello"]
+    missing = tmp_path / "none.json"
+    assert "does not exist" in refused("generate", tiny_model, "--plan", missing, *prompt)
+    newer = tmp_path / "newer.json"
+    newer.write_text('{"schema": "attlas.plan", "version": 99}')
+    assert "newer" in refused("generate", tiny_model, "--plan", newer, *prompt)
+
+
+@pytest.fixture
+def tiny_plan(tiny_model, tmp_path):
+    """A plan file for the tiny model."""
+    from attlas.bridges import describe, load_model
+
+    path = tmp_path / "plan.json"
+    attlas.uniform_plan(describe(load_model(tiny_model)[0]), density=0.5).save(path)
+    return path
+
+
+def test_generate_refuses_a_plan_for_another_model(refused, tiny_model, tiny_plan, tmp_path):
+    value = json.loads(tiny_plan.read_text())
+    value["model"]["fingerprint"] = "0" * len(value["model"]["fingerprint"])
+    tiny_plan.write_text(json.dumps(value))
+    assert "does not fit" in refused("generate", tiny_model, "--plan", tiny_plan, "--prompt", "Hello")
+
+
+def test_generate_refuses_prompts(refused, tiny_model, tiny_plan, tmp_path):
+    base = ["generate", tiny_model, "--plan", tiny_plan]
+    (tmp_path / "latin").write_bytes(b"\xe4\xf6")
+    assert "--prompt TEXT or with --prompt-file FILE" in refused(*base)
+    assert "the prompt is empty" in refused(*base, "--prompt", " ")
+    assert "cannot be read" in refused(*base, "--prompt-file", tmp_path / "none.txt")
+    assert "cannot be read" in refused(*base, "--prompt-file", tmp_path / "latin")
+
+
+def test_generate_answers(attlas_says, tiny_model, tiny_plan):
+    command = [
+        "generate",
+        tiny_model,
+        "--plan",
+        tiny_plan,
+        "--prompt",
+        "Hello " * 40,
+        "--max-new-tokens",
+        "8",
+    ]
+    code, text, error = attlas_says(*command)
+    assert code == 0 and text.endswith("\n")
+    assert "tokens read, 8 written" in error and "of the key-value cache kept for" in error
+    assert attlas_says(*command)[1] == text
+    code, _, _ = attlas_says(*command, "--beams", "2")
+    assert code == 0
+
+
+def test_report_of_no_run(refused, tmp_path):
+    assert "results.json" in refused("report", tmp_path)
