@@ -22,10 +22,13 @@ ROOMS = ("pattern", "score", "attend", "cache", "bridges", "tasks", "tune", "rep
 _FROM = {
     "pattern": (
         "Elastic elastic Tokens Pattern causal dense window sink distance key rounded per_head per_kv_head "
-        "opaque parse Plan PlanMismatch ModelShape span_rule uniform_plan load_official"
+        "opaque parse Plan PlanMismatch ModelShape span_rule band_rule uniform_plan load_official"
     ),
-    "score": "Dot",
-    "attend": "Softmax Sum State merge KVView KVGroup explain cost counting weights reduce",
+    "score": "Score Dot Cosine DistanceBias EdgeBias Given RowScale",
+    "attend": (
+        "Softmax Sigmoid Identity L1 Threshold Sum Mean Max State merge KVView KVGroup explain cost counting "
+        "via weights reduce edges_above apply_weights"
+    ),
     "cache": "RaggedCache",
     "bridges": "applied describe load_model",
 }

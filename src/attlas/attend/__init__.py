@@ -23,6 +23,7 @@ from attlas.attend.reducers import (
 from attlas.attend.request import Piece, Request, make_request
 from attlas.attend.second_pass import Above, edges_above, reduce
 from attlas.attend.state import Part, State, merge
+from attlas.attend.via import via
 from attlas.attend.view import KVGroup, KVView
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "plan",
     "record_fallback",
     "reduce",
+    "via",
     "weights",
 ]
 
