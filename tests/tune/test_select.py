@@ -32,6 +32,20 @@ def test_a_tie_goes_to_the_first() -> None:
     assert select(PLANS, lambda one: {"text": 1.0}).best == 0
 
 
+def test_limits_come_before_the_mean() -> None:
+    losses = [
+        {"needle": 0.1, "passage": 2.50},  # the least mean, above the limit
+        {"needle": 0.5, "passage": 2.41},
+        {"needle": 0.4, "passage": 2.42},
+    ]
+
+    def best(limit: float) -> int:
+        return select(PLANS, lambda one: losses[PLANS.index(one)], limits={"passage": limit}).best
+
+    assert best(3.0) == 0 and best(2.43) == 2 and best(2.415) == 1
+    assert best(2.0) == 1, "all exceed it: the one that exceeds it least"
+
+
 def test_wrong_validations_are_named() -> None:
     with pytest.raises(ValueError, match="plans must hold at least one plan, got none"):
         select([], lambda one: {"text": 1.0})

@@ -20,7 +20,14 @@ TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model()
 SOURCE = TextSource("words", "none", "made for tests", WORDS)
 CALIBRATION = Calibration(
-    needle=1, text=1, per_item=2, answer_tokens=12, validation_needle=1, validation_text=1
+    needle=1,
+    text=1,
+    passage=1,
+    per_item=2,
+    answer_tokens=12,
+    validation_needle=1,
+    validation_text=1,
+    validation_passage=1,
 )
 OPTIONS = {
     "lengths": (768, 1024),
@@ -135,8 +142,8 @@ def test_killed_while_profiling_goes_on_after_the_last_profiled_item(finished, t
     counted = Stop()
     counted.seen = 10
     assert run(tmp_path, progress=counted) == Plan.load(finished / "plan.json")
-    # Four items, two of them done before the kill: the two are told at once, then one by one.
-    assert counted.seen == 13
+    # Six items, two of them done before the kill: the two are told at once, then one by one.
+    assert counted.seen == 15
 
 
 def test_a_finished_run_is_read_not_repeated(finished):
@@ -199,14 +206,18 @@ def test_bad_settings_say_what_is_wrong(changes, message, tmp_path):
 
 
 def test_bad_calibration_settings_are_refused():
-    with pytest.raises(UsageError, match=r"at least one item, got 0 needle and 0 text"):
-        Calibration(needle=0, text=0)
-    with pytest.raises(UsageError, match=r"at least one validation item, got none"):
-        Calibration(validation_needle=0, validation_text=0)
     with pytest.raises(
-        UsageError, match=r"mixes are pairs of weights >= 0 \(needle, text\), got \(\(0.0, 0.0\),\)"
+        UsageError, match=r"calibration needs at least one item .*got 0 needle, 0 text, 0 passage"
     ):
-        Calibration(mixes=((0.0, 0.0),))
+        Calibration(needle=0, text=0, passage=0)
+    with pytest.raises(UsageError, match=r"validation needs at least one item"):
+        Calibration(validation_needle=0, validation_text=0, validation_passage=0)
+    with pytest.raises(
+        UsageError, match=r"mixes are weights >= 0 of \(needle, text, passage\), got \(\(0.0, 0.0, 0.0\),\)"
+    ):
+        Calibration(mixes=((0.0, 0.0, 0.0),))
+    with pytest.raises(UsageError, match=r"text_rise must be a number of nats >= 0, got -0.1"):
+        Settings(text_rise=-0.1)
 
 
 def test_too_little_text_says_how_much_is_needed(tmp_path):

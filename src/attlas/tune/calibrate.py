@@ -42,7 +42,7 @@ TEXT_QUESTIONS = {
 
 @dataclass(frozen=True)
 class CalibrationItem:
-    """A chat of `length` tokens; `response`: ranges [start, stop) of the model's own answers in `ids`."""
+    """`length` tokens; `response`: ranges [start, stop) of `ids` that are supervised, the model's answers."""
 
     ids: tuple[int, ...]
     response: tuple[tuple[int, int], ...]
@@ -86,13 +86,16 @@ def build_calibration(
     *,
     needle: int = 4,
     text: int = 2,
+    passage: int = 0,
     per_item: int = 4,
     answer_tokens: int = 48,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[CalibrationItem]:
-    """`needle` items with `per_item` hidden facts and `text` items about the text, each of `length` tokens.
+    """`needle` items with `per_item` hidden facts, `text` about the text, `passage` of the text alone.
 
+    Each has `length` tokens; those of a passage are all supervised, by the text itself (a departure: the
+    paper supervises answers only, which lets the loss of plain text rise).
     The model answers greedily, one sentence for a fact and `answer_tokens` (at most 128) about the text. A
     fact that the dense model does not find is left out unless it finds none. Then the *middle of the context*
     is cut (hidden facts excepted) until all fits `length`. Wordings and text are those of `passages.split`.
@@ -102,11 +105,16 @@ def build_calibration(
         raise ValueError(f"passages must be of the splits {sorted(TEXT_QUESTIONS)}, got {passages.split!r}")
     if not 1 <= answer_tokens <= 128:
         raise ValueError(f"answer_tokens must lie in 1..128, got {answer_tokens}")
-    tags = ["needle"] * needle + ["text"] * text
+    tags = ["needle"] * needle + ["text"] * text + ["passage"] * passage
     draw = random.Random(f"calibration-{passages.split}-{length}-{seed}")
     facts = iter(draw_facts(passages.split, needle * per_item, per_item, "needle", draw) if needle else ())
     items = []
-    for tag, passage in zip(tags, passages.take(len(tags), length, seed), strict=True):
+    for tag, drawn_text in zip(tags, passages.take(len(tags), length, seed), strict=True):
+        if tag == "passage":
+            items.append(CalibrationItem(tuple(drawn_text.ids[:length]), ((1, length),), tag))
+            if progress is not None:
+                progress(1)
+            continue
         turns, hidden = [], []
         if tag == "needle":
             drawn = next(facts)
@@ -114,10 +122,10 @@ def build_calibration(
             turns = [_Turn(fact.question, fact.value, FACT_TOKENS) for fact in drawn]
             draw.shuffle(turns)
         else:
-            topic = _topic(tokenizer.decode(passage.ids[: length // 3]), draw)
+            topic = _topic(tokenizer.decode(drawn_text.ids[: length // 3]), draw)
             texts = [question.format(topic=topic) for question in TEXT_QUESTIONS[passages.split]]
             turns = [_Turn(question, None, answer_tokens) for question in texts]
-        items.append(_answered(model, tokenizer, passages.split, passage.ids, hidden, turns, length, tag))
+        items.append(_answered(model, tokenizer, passages.split, drawn_text.ids, hidden, turns, length, tag))
         if progress is not None:
             progress(1)
     return items

@@ -1,12 +1,29 @@
 """The integer programme of a search, solved with HiGHS: one rule per bag, few rules per layer, a budget."""
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import block_array, csr_array, eye_array, kron
 
 __all__ = ["Programme", "Solution"]
+
+
+@contextmanager
+def _silent_output() -> Iterator[None]:
+    """HiGHS prints debugging lines to the process's standard output from C++, whatever `disp` says."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class Solution:
@@ -114,16 +131,20 @@ class Programme:
         ]
 
     def _solve(self, objective: np.ndarray, constraints: list[LinearConstraint]) -> OptimizeResult:
-        integrality, bounds = np.ones(self._columns), Bounds(0, 1)
-        result = milp(
-            objective, integrality=integrality, bounds=bounds, constraints=constraints, options=self.options
-        )
+        def run(options: Mapping[str, object]) -> OptimizeResult:
+            with _silent_output():
+                return milp(
+                    objective,
+                    integrality=np.ones(self._columns),
+                    bounds=Bounds(0, 1),
+                    constraints=constraints,
+                    options=options,
+                )
+
+        result = run(self.options)
         if result.x is None and result.status == 4:
             # HiGHS now and then fails numerically (seen on tiny problems); without presolve it did not.
-            plain = self.options | {"presolve": False}
-            return milp(
-                objective, integrality=integrality, bounds=bounds, constraints=constraints, options=plain
-            )
+            return run(self.options | {"presolve": False})
         return result
 
     def _solution(self, result: OptimizeResult) -> Solution:

@@ -26,6 +26,7 @@ def select(
     plans: Sequence[Plan],
     validate: Callable[[Plan], Losses],
     *,
+    limits: Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
     """The plan of least validation loss: mean per dataset first, then over datasets; a tie goes to the first.
@@ -48,7 +49,12 @@ def select(
         if progress is not None:
             progress(done + 1, len(plans))
     scores = tuple(sum(row.values()) / len(row) for row in table)
-    return Selection(min(range(len(scores)), key=scores.__getitem__), scores, tuple(table))
+    excess = [
+        max((max(row[name] - most, 0.0) for name, most in (limits or {}).items()), default=0.0)
+        for row in table
+    ]
+    best = min(range(len(scores)), key=lambda index: (excess[index], scores[index]))
+    return Selection(best, scores, tuple(table))
 
 
 def spread(items: Sequence[T], most: int) -> tuple[T, ...]:

@@ -13,45 +13,58 @@ from attlas._common.machine import available_memory
 __all__ = ["Calibration", "Settings", "check_memory", "check_model", "needed_memory"]
 
 GIB = 1 << 30
+TAGS = ("needle", "text", "passage")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Profiled items per length: `needle` with `per_item` hidden facts each, `text` with questions on it.
+    """Profiled items per length, by tag; their influence is kept apart and weighed only in the search.
 
-    `mixes`: weights of the tags in the influence that plans are searched with; the validation chooses among
-    them (an empty mix: every item counts the same). `validation_*`: items at the unprofiled length.
+    `needle`: contexts with `per_item` hidden facts, asked for. `text`: questions about the text itself,
+    answered in up to `answer_tokens`. `passage`: the text alone, every token predicted, so that plain
+    language modelling has a voice. `mixes`: weights of (needle, text, passage) to search with; the
+    validation chooses among them. `validation_*`: items at the unprofiled length.
     """
 
     needle: int = 4
-    text: int = 3
+    text: int = 2
+    passage: int = 3
     per_item: int = 4
     answer_tokens: int = 48
     validation_needle: int = 3
-    validation_text: int = 2
-    mixes: tuple[tuple[float, float], ...] = ((1.0, 1.0), (3.0, 1.0))
+    validation_text: int = 1
+    validation_passage: int = 3
+    mixes: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 0.1), (1.0, 1.0, 0.3), (1.0, 1.0, 1.0))
 
     def __post_init__(self) -> None:
-        if self.needle < 0 or self.text < 0 or self.needle + self.text < 1:
-            raise UsageError(
-                f"calibration needs at least one item, got {self.needle} needle and {self.text} text"
-            )
-        if self.validation_needle < 0 or self.validation_text < 0 or not self.validation_tags:
-            raise UsageError("calibration needs at least one validation item, got none")
-        if not self.mixes or any(min(mix) < 0 or max(mix) <= 0 for mix in self.mixes):
-            raise UsageError(f"mixes are pairs of weights >= 0 (needle, text), got {self.mixes}")
+        for what, counts in (("calibration", self.counts), ("validation", self.validation_counts)):
+            if min(counts.values()) < 0 or not any(counts.values()):
+                told = ", ".join(f"{count} {tag}" for tag, count in counts.items())
+                raise UsageError(f"{what} needs at least one item and no negative count, got {told}")
+        if not self.mixes or any(
+            len(mix) != len(TAGS) or min(mix) < 0 or max(mix) <= 0 for mix in self.mixes
+        ):
+            raise UsageError(f"mixes are weights >= 0 of ({', '.join(TAGS)}), got {self.mixes}")
 
     @property
-    def validation_tags(self) -> tuple[str, ...]:
-        """Datasets of the validation."""
-        counts = {"needle": self.validation_needle, "text": self.validation_text}
-        return tuple(tag for tag, count in counts.items() if count)
+    def counts(self) -> dict[str, int]:
+        """Profiled items per length, by tag."""
+        return dict(zip(TAGS, (self.needle, self.text, self.passage), strict=True))
 
-    def weights(self) -> list[Mapping[str, float] | None]:
-        """Each mix as weights by tag; None (all items alike) where only one tag is profiled."""
-        if not self.needle or not self.text:
-            return [None]
-        return [{"needle": needle, "text": text} for needle, text in self.mixes]
+    @property
+    def validation_counts(self) -> dict[str, int]:
+        """Items of the validation, by tag."""
+        counts = (self.validation_needle, self.validation_text, self.validation_passage)
+        return dict(zip(TAGS, counts, strict=True))
+
+    def weights(self) -> list[dict[str, float]]:
+        """The distinct mixes as weights by tag, of the tags that are profiled."""
+        found: list[dict[str, float]] = []
+        for mix in self.mixes:
+            weights = {tag: weight for tag, weight in zip(TAGS, mix, strict=True) if self.counts[tag]}
+            if any(weights.values()) and weights not in found:
+                found.append(weights)
+        return found or [dict.fromkeys((tag for tag in TAGS if self.counts[tag]), 1.0)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,9 @@ class Settings:
     `per_item` facts per context, in the extension length `extend_per_item`; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
     `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget.
-    `block`, `sink`, `alpha_step`, `betas`: the rule grid, `tune.rules.rule_grid`.
+    `text_rise`: nats by which the loss of plain passages may rise over dense in the validation; a plan that
+    exceeds it is taken only if all do. `block`, `sink`, `alpha_step`, `betas`: the rule grid,
+    `tune.rules.rule_grid`.
     """
 
     budget: float = 0.5
@@ -73,7 +88,8 @@ class Settings:
     per_item: int = 4
     extend_per_item: int = 5
     calibration: Calibration = Calibration()
-    candidates: int = 8
+    candidates: int = 9
+    text_rise: float = 0.02
     baseline_candidates: int = 3
     extra_budgets: tuple[float, ...] = (0.35, 0.25)
     extra_needles: int = 20
@@ -104,6 +120,8 @@ class Settings:
             )
         if self.needles < 0 or self.extra_needles < 0 or self.candidates < 1 or self.baseline_candidates < 1:
             raise UsageError("needles must be >= 0 and the numbers of candidates >= 1")
+        if not self.text_rise >= 0:
+            raise UsageError(f"text_rise must be a number of nats >= 0, got {self.text_rise!r}")
 
     @property
     def extension(self) -> int | None:

@@ -147,24 +147,23 @@ class Study:
     def calibrate(self) -> dict[int, list[CalibrationItem]]:
         """Items of every profiled length and of the validation length, answered by the dense model."""
         mine, found = self.settings.calibration, {}
-        sets = [("calibration", length, mine.needle, mine.text) for length in self.settings.lengths]
-        sets.append(("selection", self.settings.validation, mine.validation_needle, mine.validation_text))
-        self.progress.stage("calibrate", sum(needle + text for *_, needle, text in sets))
+        sets = [("calibration", length, mine.counts) for length in self.settings.lengths]
+        sets.append(("selection", self.settings.validation, mine.validation_counts))
+        self.progress.stage("calibrate", sum(sum(counts.values()) for *_, counts in sets))
         with self.store.stage("calibrate"):
-            for split, length, needle, text in sets:
-                make = partial(self._items, split, length, needle, text)
+            for split, length, counts in sets:
+                make = partial(self._items, split, length, counts)
                 made = self.store.get(f"{split}-{length}", make)
                 found[length] = [CalibrationItem.from_dict(item) for item in made]
         return found
 
-    def _items(self, split: str, length: int, needle: int, text: int) -> list[dict[str, Any]]:
+    def _items(self, split: str, length: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
         items = build_calibration(
             self.model,
             self.tokenizer,
             self.splits[split],
             length,
-            needle=needle,
-            text=text,
+            **counts,
             per_item=self.settings.calibration.per_item,
             answer_tokens=self.settings.calibration.answer_tokens,
             seed=self.settings.seed,
@@ -279,8 +278,23 @@ class Study:
             return losses
 
         with self.store.stage("select"):
-            chosen = select(plans, validate)
+            limits = self._limits()
+            chosen = select(plans, validate, limits=limits)
+        for name, most in limits.items():
+            if (loss := chosen.table[chosen.best][name]) > most:
+                self.notes.append(
+                    f"{shown}: no validated plan keeps the {name} loss within {most:.4f}; taken is {loss:.4f}"
+                )
         return chosen.best, chosen.scores
+
+    def _limits(self) -> dict[str, float]:
+        """The largest validation loss that a plan should have on plain passages: dense's and `text_rise`."""
+        passages = [item for item in self.validation if item.tag == "passage"]
+        if not passages:
+            return {}
+        run = partial(validation_losses, self.model, passages, None)
+        losses = self.store.get("validation-dense", run)["passage"]
+        return {"passage": sum(losses) / len(losses) + self.settings.text_rise}
 
     def density(self, plan: Plan) -> dict[str, float]:
         """Deployed density by length."""
