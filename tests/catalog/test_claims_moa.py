@@ -42,6 +42,7 @@ def test_values_of_the_long_experiment_carry_their_length():
         ({"plan": (0.5, 0.7, 2.24)}, "does not hold"),
         ({"shuffled": (1.4, 0.2, 2.3)}, "does not hold"),
         ({"mean_attention": (1.4, 0.2, 2.3)}, "does not hold"),
+        ({"plan": (0.5, 0.6, 2.22)}, "does not hold"),
         ({"dense": (2.0, 0.4, 2.20)}, "not shown at this scale"),
     ],
 )
@@ -49,6 +50,33 @@ def test_each_part_of_the_rule_decides(changes, outcome):
     verdict = claims_moa.judge([run_with(**changes)] * 3)
     assert verdict.outcome == outcome
     assert "text loss +0.0" in verdict.measured
+
+
+def test_a_seed_worse_than_the_baseline_contradicts_a_good_mean():
+    seeds = [run_with(plan=(answer, 0.7, 2.22)) for answer in (0.1, 0.1, 1.6)]
+    verdict = claims_moa.judge(seeds)
+    assert verdict.outcome == "does not hold"
+    assert verdict.measured.endswith("Not met: better than uniform with every seed.")
+
+
+def test_every_length_is_judged_and_density_counts():
+    run = run_with()
+    other = {f"{name} at 2048": value for name, value in run.items()}
+    assert claims_moa.judge([run | other] * 3).outcome == "holds"
+    bad = other | {"plan text NLL at 2048": 9.0}
+    assert "within 0.03 nats at 2048" in claims_moa.judge([run | bad] * 3).measured
+    dear = {name: 0.95 for name in run if name.endswith("density")}
+    assert "density at most 0.5" in claims_moa.judge([run | dear] * 3).measured
+
+
+def test_a_missing_or_cheaper_baseline_shows_nothing():
+    run = run_with()
+    without = {name: value for name, value in run.items() if not name.startswith("shuffled")}
+    verdict = claims_moa.judge([without] * 3)
+    assert verdict.outcome == "not shown at this scale" and verdict.measured == "Not measured: shuffled."
+    verdict = claims_moa.judge([run | {"uniform density": 0.2}] * 3)
+    assert verdict.outcome == "not shown at this scale"
+    assert verdict.measured.startswith("Not at equal density: uniform 0.200.")
 
 
 def test_means_decide_and_the_spread_is_told():

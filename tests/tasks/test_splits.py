@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attlas._common.errors import UsageError
-from attlas.tasks import split_tokens, tokenise
-from attlas.tasks.splits import SHARES
+from attlas.tasks import SOURCES, load_source, split_tokens, tokenise
+from attlas.tasks.splits import REPEAT, SHARES, without_repeats
 from tasks.tiny import tiny_tokenizer
 
 
@@ -65,3 +65,37 @@ def test_text_that_looks_like_a_special_token_stays_text():
     special = tokenizer.eos_token_id
     assert special not in tokenise(tokenizer, "a </s> b")
     assert tokenizer.decode(tokenise(tokenizer, "a </s> b")) == "a </s> b"
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from([range(0, 40), range(100, 103), range(200, 230), range(5, 30)]), max_size=9
+    ),
+    run=st.integers(1, 12),
+)
+def test_no_run_of_tokens_is_left_twice(pieces, run):
+    tokens = np.array([token for piece in pieces for token in piece], dtype=np.int64)
+    kept = without_repeats(tokens, run)
+    runs = [tuple(kept[at : at + run]) for at in range(len(kept) - run + 1)]
+    assert len(set(runs)) == len(runs)
+    assert set(kept) <= set(tokens)
+
+
+def test_text_without_repetitions_stays_as_it_is():
+    tokens = np.arange(500)
+    assert np.array_equal(without_repeats(tokens), tokens)
+    assert np.array_equal(without_repeats(np.concatenate([tokens, tokens[100:300]])), tokens)
+    with pytest.raises(ValueError, match="run must be at least 1 token, got 0"):
+        without_repeats(tokens, 0)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_splits_of_the_shipped_texts_share_no_run_of_words(name):
+    words: dict[str, int] = {}
+    text = load_source(name).text.split()[:120_000]
+    tokens = np.array([words.setdefault(word, len(words)) for word in text])
+    owner = {}
+    for split, passages in split_tokens(tokens, {}).items():
+        for at in range(len(passages.tokens) - REPEAT + 1):
+            assert owner.setdefault(tuple(passages.tokens[at : at + REPEAT]), split) == split
+    assert owner

@@ -169,6 +169,11 @@ def _pieces(tile: _Tile, block: int) -> Iterable[_Piece]:
 
 def _runs(q0: int, q1: int, parts: Sequence[tuple[int, int, str, int]], pair: Pair) -> list[_Run]:
     """The runs of rows q0..q1, widest first."""
+    if len(parts) == 1:
+        k0, k1, kind, top = parts[0]
+        if kind == "causal" and top == q0 and k1 - k0 == q1 - q0:
+            # Known without its triangle, which would be n x n for a whole sequence.
+            return [_Run(q0, q1, k0, k1, True, ())]
     ranges: list[tuple[int, int, Tensor | None]] = []  # k0, k1, hidden
     for k0, k1, kind, top in sorted(parts):
         if kind == "full":

@@ -11,11 +11,12 @@ from attlas.catalog.claims import Claim, Step, Values, Verdict, spread
 __all__ = ["CLAIM", "judge", "measure", "values_of"]
 
 BUDGET, NEEDLES, CONTEXT = 0.5, 24, 1024
-SHARE, TEXT_LOSS = 0.5, 0.03
+SHARE, TEXT_LOSS, FOUND, BLOCK = 0.5, 0.03, 0.65, 64
 SETTINGS = {"model": "demo", "data": "python-docs", "budget": BUDGET, "length": CONTEXT, "needles": NEEDLES}
 # Below this share of needles found by the dense model there is no long-range answer to lose.
 DENSE_FINDS = 0.5
 METHODS = ("dense", "plan", "uniform", "shuffled", "mean_attention")
+LABELS = tuple(name.replace("_", "-") for name in METHODS)
 MEASURES = {"answer_ce": "answer CE", "exact": "exact match", "text_nll": "text NLL"}
 
 
@@ -64,30 +65,70 @@ def values_of(run: Mapping[str, object], lengths: Sequence[int]) -> dict[str, fl
 
 
 def judge(runs: Sequence[Values]) -> Verdict:
-    """The rule of the claim, applied to the means over the seeds."""
-    mean = {name: row["mean"] for name, row in spread(runs).items()}
+    """The rule of the claim: means over the seeds decide, at every length; no seed may contradict them."""
     table = spread(runs)
+    wheres = sorted({name.removeprefix("plan density") for name in table if name.startswith("plan density")})
+    told, failed = [], []
+    for where in wheres:
+        lacking = [label for label in LABELS if not all(f"{label} answer CE{where}" in run for run in runs)]
+        if lacking:
+            return Verdict("not shown at this scale", f"Not measured{where}: {', '.join(lacking)}.")
+        told.append(_told(table, where))
+        if table[f"dense exact match{where}"]["mean"] < DENSE_FINDS:
+            return Verdict("not shown at this scale", f"The dense model misses most needles: {told[-1]}")
+        unequal = _unequal(table, where)
+        if unequal:
+            return Verdict(
+                "not shown at this scale", f"Not at equal density: {', '.join(unequal)}. {told[-1]}"
+            )
+        failed += _failures(runs, table, where)
+    measured = " ".join(told)
+    if failed:
+        measured = f"{measured} Not met: {'; '.join(failed)}."
+    return Verdict("does not hold" if failed else "holds", measured[:1].upper() + measured[1:])
 
+
+def _told(table: Mapping[str, Mapping[str, float]], where: str) -> str:
     def text(name: str) -> str:
-        return f"{table[name]['mean']:.3f} ± {table[name]['sd']:.3f}"
+        row = table[f"{name}{where}"]
+        return f"{row['mean']:.3f} ± {row['sd']:.3f}"
 
-    loss = mean["plan text NLL"] - mean["dense text NLL"]
-    measured = (
-        f"answer cross-entropy at density {mean['plan density']:.2f}: dense {text('dense answer CE')}, plan "
-        f"{text('plan answer CE')}, uniform window {text('uniform answer CE')}, shuffled "
-        f"{text('shuffled answer CE')}, profiled by mean attention {text('mean-attention answer CE')}; "
-        f"needles found: dense {mean['dense exact match']:.2f}, plan {mean['plan exact match']:.2f}, uniform "
-        f"{mean['uniform exact match']:.2f}; text loss {loss:+.3f} nats against dense."
+    loss = table[f"plan text NLL{where}"]["mean"] - table[f"dense text NLL{where}"]["mean"]
+    found = ", ".join(
+        f"{label} {table[f'{label} exact match{where}']['mean']:.2f}"
+        for label in ("dense", "plan", "uniform")
     )
-    if mean["dense exact match"] < DENSE_FINDS:
-        return Verdict("not shown at this scale", f"The dense model misses most needles: {measured}")
-    others = min(mean["shuffled answer CE"], mean["mean-attention answer CE"])
-    holds = (
-        mean["plan answer CE"] <= SHARE * mean["uniform answer CE"]
-        and loss <= TEXT_LOSS
-        and others >= mean["uniform answer CE"]
+    return (
+        f"answer cross-entropy{where} at density {table[f'plan density{where}']['mean']:.2f}: dense "
+        f"{text('dense answer CE')}, plan {text('plan answer CE')}, uniform window "
+        f"{text('uniform answer CE')}, shuffled {text('shuffled answer CE')}, profiled by mean attention "
+        f"{text('mean-attention answer CE')}; needles found: {found}; text loss {loss:+.3f} nats against "
+        "dense."
     )
-    return Verdict("holds" if holds else "does not hold", measured[0].upper() + measured[1:])
+
+
+def _unequal(table: Mapping[str, Mapping[str, float]], where: str) -> list[str]:
+    """Baselines whose density is more than one block away from the plan's."""
+    length = int(where.removeprefix(" at ") or CONTEXT)
+    plan = table[f"plan density{where}"]["mean"]
+    found = {label: table[f"{label} density{where}"]["mean"] for label in LABELS[2:]}
+    return [f"{label} {value:.3f}" for label, value in found.items() if abs(value - plan) > BLOCK / length]
+
+
+def _failures(runs: Sequence[Values], table: Mapping[str, Mapping[str, float]], where: str) -> list[str]:
+    mean = {label: {m: table[f"{label} {m}{where}"]["mean"] for m in MEASURES.values()} for label in LABELS}
+    plan, dense, uniform = mean["plan"], mean["dense"], mean["uniform"]
+    others = min(mean["shuffled"]["answer CE"], mean["mean-attention"]["answer CE"])
+    worse = sum(run[f"plan answer CE{where}"] >= run[f"uniform answer CE{where}"] for run in runs)
+    rules = {
+        f"density at most {BUDGET}": table[f"plan density{where}"]["mean"] <= BUDGET + 1e-9,
+        f"answer cross-entropy at most {SHARE} of uniform": plan["answer CE"] <= SHARE * uniform["answer CE"],
+        f"needles at least {FOUND} of dense": plan["exact match"] >= FOUND * dense["exact match"],
+        f"text loss within {TEXT_LOSS} nats": plan["text NLL"] - dense["text NLL"] <= TEXT_LOSS,
+        "shuffled and mean-attention no better than uniform": others >= uniform["answer CE"],
+        "better than uniform with every seed": worse == 0,
+    }
+    return [f"{rule}{where}" for rule, met in rules.items() if not met]
 
 
 CLAIM = Claim(
@@ -98,8 +139,10 @@ CLAIM = Claim(
     rule=(
         f"SmolLM2-135M-Instruct at {CONTEXT} tokens, {BUDGET:.0%} of the cache, text and wordings unseen in "
         f"calibration, {NEEDLES} needles, means over the seeds: the plan's answer cross-entropy is at most "
-        f"{SHARE} of the uniform window's, its text NLL within {TEXT_LOSS} nats of dense, and the shuffled "
-        "plan and the plan profiled by mean attention are no better than the uniform window."
+        f"{SHARE} of the uniform window's, and below it with every seed, it finds at least {FOUND} of the "
+        f"needles that dense finds, its text NLL is within {TEXT_LOSS} nats of dense, and the shuffled plan "
+        "and the plan profiled by mean attention, at equal density, are no better than the uniform window. "
+        "One profiled length (two with --long), so that the growth of spans with the length is not judged."
     ),
     settings=SETTINGS,
     measure=measure,

@@ -99,7 +99,7 @@ class Mean:
         """The size in tokens at the given length of its axis."""
         total = sum(weight * min(size.value(length), length) for weight, size in self.parts)
         unit = sum(weight for weight, _ in self.parts) * self.multiple
-        blocks = -((unit - 2 * total) // (2 * unit))
+        blocks = (2 * total + unit) // (2 * unit)
         return max(self.multiple * blocks, self.minimum) + self.offset
 
     def __str__(self) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 
 from attlas._common.errors import UsageError
 
-__all__ = ["SHARES", "Passage", "Passages", "split_tokens", "tokenise"]
+__all__ = ["REPEAT", "SHARES", "Passage", "Passages", "split_tokens", "tokenise", "without_repeats"]
 
+# A run of this many tokens that stood in the text before is a repetition, not a phrase of the language.
+REPEAT = 16
 # Test gets the most: its contexts should differ from each other.
 SHARES: Mapping[str, float] = {"calibration": 0.35, "selection": 0.15, "test": 0.5}
 
@@ -70,6 +72,29 @@ def tokenise(tokenizer: Any, text: str) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64)
 
 
+def without_repeats(tokens: np.ndarray, run: int = REPEAT) -> np.ndarray:
+    """`tokens` without every token of a later copy of `run` or more consecutive tokens.
+
+    Manuals repeat whole sections; disjoint ranges of such a text still share text. Cutting joins new
+    neighbours, so it is repeated until nothing is left to cut. Cost: sorting n rows of `run` tokens.
+    """
+    if run < 1:
+        raise ValueError(f"run must be at least 1 token, got {run}")
+    while len(tokens) > run:
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, run)
+        _, first = np.unique(windows, axis=0, return_index=True)
+        later = np.ones(len(windows), dtype=bool)
+        later[first] = False
+        if not later.any():
+            break
+        # A window drops all its tokens: the number of dropped windows that cover each token.
+        edges = np.zeros(len(tokens) + 1, dtype=np.int64)
+        edges[: len(later)] += later
+        edges[run : run + len(later)] -= later
+        tokens = tokens[np.cumsum(edges[:-1]) == 0]
+    return tokens
+
+
 def split_tokens(
     tokens: np.ndarray,
     needs: Mapping[str, int],
@@ -77,24 +102,27 @@ def split_tokens(
     shares: Mapping[str, float] = SHARES,
     source: str = "the text",
 ) -> dict[str, Passages]:
-    """Cut `tokens` into one contiguous range per split, in the order of `shares`; no token is in two.
+    """Cut `tokens` into one contiguous range per split, in the order of `shares`, that share no text.
 
+    Repetitions are dropped before (`without_repeats`), so no run of `REPEAT` tokens is in two splits.
     `needs`: the longest passage of each split, in tokens. Raises UsageError where a range would be shorter,
     with the number of tokens that the whole text must have.
     """
     unknown = sorted(set(needs) - set(shares))
     if unknown:
         raise ValueError(f"needs names the splits {unknown}, known are {sorted(shares)}")
+    given, tokens = len(tokens), without_repeats(tokens)
     total = float(sum(shares.values()))
     enough = max(
         (int(np.ceil(needs.get(name, 0) * total / share)) for name, share in shares.items()), default=0
     )
     if len(tokens) < enough + len(shares):
         wanted = ", ".join(f"{name} {needs.get(name, 0)}" for name in shares)
+        repeated = f" ({given - len(tokens)} repeated ones not counted)" if given > len(tokens) else ""
         raise UsageError(
-            f"too little text: {source} has {len(tokens)} tokens, at least {enough + len(shares)} are needed "
-            f"so that no split shares text with another (longest passages: {wanted}); give a longer text "
-            "or shorter lengths"
+            f"too little text: {source} has {len(tokens)} tokens{repeated}, at least "
+            f"{enough + len(shares)} are needed so that no split shares text with another "
+            f"(longest passages: {wanted}); give a longer text or shorter lengths"
         )
     edges = np.round(np.cumsum([0.0, *shares.values()]) / total * len(tokens)).astype(int)
     return {

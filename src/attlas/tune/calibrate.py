@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy
 
 from attlas._common.errors import UsageError
 from attlas.tasks import INSTRUCTIONS, Passages, encode, prompt_pieces
-from attlas.tasks.needles import draw_facts
+from attlas.tasks.needles import draw_facts, split_answer
 
 __all__ = ["CalibrationItem", "build_calibration", "greedy_answers", "response_logits", "response_loss"]
 
-# Enough for one sentence.
-FACT_TOKENS = 28
+# Enough for a value and the end of its sentence.
+FACT_TOKENS = 12
 # Questions about the text, per split: the first asks for what stands at one place, the others for the whole.
 TEXT_QUESTIONS = {
     "calibration": (
@@ -42,11 +42,15 @@ TEXT_QUESTIONS = {
 
 @dataclass(frozen=True)
 class CalibrationItem:
-    """`length` tokens; `response`: ranges [start, stop) of `ids` that are supervised, the model's answers."""
+    """`length` tokens; `response`: ranges [start, stop) of `ids` that are supervised, the model's answers.
+
+    `found`: the model found at least one of the hidden facts (always so where none is hidden).
+    """
 
     ids: tuple[int, ...]
     response: tuple[tuple[int, int], ...]
     tag: str
+    found: bool = True
 
     @property
     def length(self) -> int:
@@ -66,14 +70,15 @@ class CalibrationItem:
     def from_dict(cls, data: dict[str, Any]) -> "CalibrationItem":
         """Inverse of `to_dict`."""
         response = tuple((int(start), int(stop)) for start, stop in data["response"])
-        return cls(tuple(data["ids"]), response, str(data["tag"]))
+        return cls(tuple(data["ids"]), response, str(data["tag"]), bool(data["found"]))
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A question, and what its answer must contain to be kept (None: anything)."""
+    """A question, how its answer begins, and what it must contain to supervise (None: anything)."""
 
     question: str
+    lead: tuple[int, ...]
     wanted: str | None
     most: int
 
@@ -96,8 +101,11 @@ def build_calibration(
 
     Each has `length` tokens; those of a passage are all supervised, by the text itself (a departure: the
     paper supervises answers only, which lets the loss of plain text rise).
-    The model answers greedily, one sentence for a fact and `answer_tokens` (at most 128) about the text. A
-    fact that the dense model does not find is left out unless it finds none. Then the *middle of the context*
+
+    The model answers greedily: the value of a fact, whose sentence is begun for it (left to itself a small
+    model summarises instead, and its wrong answers teach nothing about reach), or `answer_tokens` (at most
+    128) about the text. A fact that the dense model does not find does not supervise; an item without any
+    found fact is left out, unless there is no other. Then the *middle of the context*
     is cut (hidden facts excepted) until all fits `length`. Wordings and text are those of `passages.split`.
     Raises UsageError if `length` leaves no room. Cost: a prefill and the answers' tokens per item.
     """
@@ -119,16 +127,32 @@ def build_calibration(
         if tag == "needle":
             drawn = next(facts)
             hidden = [(fact.depth, fact.needle) for fact in drawn]
-            turns = [_Turn(fact.question, fact.value, FACT_TOKENS) for fact in drawn]
+            leads = [split_answer(tokenizer, fact.lead, fact.value)[0] for fact in drawn]
+            turns = [
+                _Turn(fact.question, lead, fact.value, FACT_TOKENS)
+                for fact, lead in zip(drawn, leads, strict=True)
+            ]
             draw.shuffle(turns)
         else:
             topic = _topic(tokenizer.decode(drawn_text.ids[: length // 3]), draw)
             texts = [question.format(topic=topic) for question in TEXT_QUESTIONS[passages.split]]
-            turns = [_Turn(question, None, answer_tokens) for question in texts]
+            turns = [_Turn(question, (), None, answer_tokens) for question in texts]
         items.append(_answered(model, tokenizer, passages.split, drawn_text.ids, hidden, turns, length, tag))
         if progress is not None:
             progress(1)
-    return items
+    return _useful(items)
+
+
+def _sentence(tokenizer: Any, answer: tuple[int, ...], wanted: str | None) -> tuple[int, ...]:
+    """The answer up to the token after the wanted value: what the model rambles on about is not about it."""
+    ends = (end for end in range(1, len(answer)) if wanted and wanted in tokenizer.decode(answer[:end]))
+    return answer[: next(ends, len(answer)) + 1]
+
+
+def _useful(items: Sequence[CalibrationItem]) -> list[CalibrationItem]:
+    """The items with a found fact; of a tag without any, all: wrong answers are better than none."""
+    with_found = {item.tag for item in items if item.found}
+    return [item for item in items if item.found or item.tag not in with_found]
 
 
 def _answered(
@@ -149,6 +173,7 @@ def _answered(
     asked[0] = encode(tokenizer, "\n\n" + turns[0].question)
     prompts = [(*asked[0], *pieces[1])]
     prompts += [(*pieces[2 * index], *asked[index], *pieces[2 * index + 1]) for index in range(1, len(turns))]
+    prompts = [(*prompt, *turn.lead) for prompt, turn in zip(prompts, turns, strict=True)]
     fixed = len(opening) + sum(len(ids) for _, ids in needles) + sum(map(len, prompts))
     room = length - fixed
     if room < sum(turn.most for turn in turns):
@@ -157,22 +182,18 @@ def _answered(
             f"up to {sum(turn.most for turn in turns)} are answers; use longer lengths"
         )
     context, free = _hide(haystack[:room], needles)
-    first = [(*question, *pieces[1]) for question in asked]
+    first = [(*question, *pieces[1], *turn.lead) for question, turn in zip(asked, turns, strict=True)]
     answers = greedy_answers(model, tokenizer, [*opening, *context], first, [turn.most for turn in turns])
-    ids, response = [*opening, *_cut_middle(context, free, sum(map(len, answers)))], []
-    for prompt, answer, keep in zip(prompts, answers, _right(tokenizer, turns, answers), strict=True):
-        ids += prompt
-        if keep:
-            response.append((len(ids), len(ids) + len(answer)))
-        ids += answer
-    return CalibrationItem(tuple(ids), tuple(response), tag)
-
-
-def _right(tokenizer: Any, turns: Sequence[_Turn], answers: Sequence[Sequence[int]]) -> list[bool]:
-    """Which answers supervise: those that hold what is wanted, or all if none does."""
+    answers = [_sentence(tokenizer, answer, turn.wanted) for answer, turn in zip(answers, turns, strict=True)]
     told = [tokenizer.decode(answer) for answer in answers]
     right = [turn.wanted is None or turn.wanted in said for turn, said in zip(turns, told, strict=True)]
-    return right if any(right) else [True] * len(right)
+    ids, response = [*opening, *_cut_middle(context, free, sum(map(len, answers)))], []
+    for prompt, answer, keep in zip(prompts, answers, right, strict=True):
+        ids += prompt
+        if keep or not any(right):
+            response.append((len(ids), len(ids) + len(answer)))
+        ids += answer
+    return CalibrationItem(tuple(ids), tuple(response), tag, any(right))
 
 
 def _hide(

@@ -5,6 +5,7 @@ MoA, arXiv 2406.14909, sections 3 and 4.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -177,7 +178,7 @@ class RuleSet:
         return length // self.block
 
     def _bands(self, length: int) -> np.ndarray:
-        bands = [int(rule.alpha // self.block + rule.beta * length / self.block) for rule in self.rules]
+        bands = [math.floor((rule.alpha + rule.beta * length) / self.block) for rule in self.rules]
         return np.maximum(np.array(bands, dtype=np.int64), 1)
 
 

@@ -26,12 +26,12 @@ class Calibration:
     validation chooses among them. `validation_*`: items at the unprofiled length.
     """
 
-    needle: int = 4
-    text: int = 2
+    needle: int = 5
+    text: int = 1
     passage: int = 3
     per_item: int = 4
     answer_tokens: int = 48
-    validation_needle: int = 3
+    validation_needle: int = 4
     validation_text: int = 1
     validation_passage: int = 3
     mixes: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 0.1), (1.0, 1.0, 0.3), (1.0, 1.0, 1.0))
@@ -117,6 +117,11 @@ class Settings:
         if odd:
             raise UsageError(
                 f"lengths must be multiples of the block of {self.block} tokens, got {_listed(odd)}"
+            )
+        if self.validation in self.lengths or self.validation < 2 * self.block:
+            raise UsageError(
+                f"lengths {_listed(lengths)} leave no length between for the validation, which must not be "
+                f"profiled; they must be at least {2 * self.block} tokens apart"
             )
         if self.needles < 0 or self.extra_needles < 0 or self.candidates < 1 or self.baseline_candidates < 1:
             raise UsageError("needles must be >= 0 and the numbers of candidates >= 1")

@@ -155,7 +155,20 @@ class Study:
                 make = partial(self._items, split, length, counts)
                 made = self.store.get(f"{split}-{length}", make)
                 found[length] = [CalibrationItem.from_dict(item) for item in made]
+                self._note_answers(split, length, found[length], counts["needle"])
         return found
+
+    def _note_answers(self, split: str, length: int, items: Sequence[CalibrationItem], wanted: int) -> None:
+        """Say it where the dense model did not find what was hidden."""
+        needles = [item for item in items if item.tag == "needle"]
+        where = f"{split} at {length} tokens"
+        if needles and not any(item.found for item in needles):
+            self.notes.append(f"{where}: the dense model found no hidden fact; its wrong answers supervise")
+        elif len(needles) < wanted:
+            left = wanted - len(needles)
+            self.notes.append(
+                f"{where}: {left} of {wanted} needle items left out, no fact of theirs was found"
+            )
 
     def _items(self, split: str, length: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
         items = build_calibration(

@@ -31,6 +31,12 @@ CARD = Card(
         "one block of 64 more.",
         "Prefill uses the token window i - j < ring, so that cached decoding equals the full forward; the "
         "official prefill works on whole blocks and shows a row up to 63 keys more.",
+        "The search charges the deployed density too, the block at a window's edge by its share of pairs.",
+        "Several questions share one calibration context, the sentence of a hidden fact is begun for the "
+        "model, answers that miss the fact do not supervise, and items fill their length exactly.",
+        "Plain passages are calibrated and validated on as well; a plan that raises their loss too much is "
+        "passed over.",
+        "A long Pareto front is validated at evenly spread points only.",
         "HiGHS (scipy) solves the integer programmes; the official code needs a Gurobi licence.",
         "Heads of equal span are grouped by an index instead of permuting the weights.",
         "The step of alpha is half the shortest profiled length; the official default is 1024 (for 2048).",
