@@ -1,5 +1,8 @@
 """A tiny tokenizer and tiny random decoders, made in memory."""
 
+import random
+from string import ascii_lowercase
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -10,7 +13,9 @@ CHAT = (
     "{% for message in messages %}<s>{{ message['role'] }}:{{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
-WORDS = " ".join(f"word{number % 97} and thing{number % 89}, so" for number in range(4000))
+_DRAW = random.Random(5)
+# Made-up words: a text that repeats itself would be cut short before it is split.
+WORDS = " ".join("".join(_DRAW.choices(ascii_lowercase, k=_DRAW.randint(3, 9))) for _ in range(14_000))
 
 
 def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:

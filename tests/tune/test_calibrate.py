@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from attlas._common.errors import UsageError
 from attlas.tasks import INSTRUCTIONS, split_tokens, tokenise
 from attlas.tune import CalibrationItem, build_calibration, response_loss
-from attlas.tune.calibrate import greedy_answers
+from attlas.tune.calibrate import _sentence, _useful, greedy_answers
 from tasks.tiny import WORDS, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -40,7 +40,10 @@ def test_response_positions_are_those_of_the_answers(items):
         text = TOKENIZER.decode(item.ids)
         assert text.count("<s>assistant:") == 2
         for start, _ in item.response:
-            assert TOKENIZER.decode(item.ids[:start]).endswith("<s>assistant:")
+            begun = TOKENIZER.decode(item.ids[:start]).rsplit("<s>assistant:", 1)[1]
+            # The sentence of a hidden fact is begun for the model, an answer about the text is not.
+            assert "<s>" not in begun and "</s>" not in begun
+            assert bool(begun) == (item.tag == "needle")
         assert item.positions.tolist() == [place for range_ in item.response for place in range(*range_)]
 
 
@@ -135,3 +138,19 @@ def test_impossible_requests_are_refused():
         build("test")
     with pytest.raises(ValueError, match=r"answer_tokens must lie in 1..128, got 200"):
         build(answer_tokens=200)
+
+
+def test_only_the_value_of_a_fact_supervises_not_what_is_rambled_on():
+    answer = tuple(TOKENIZER("71204. And so on", add_special_tokens=False).input_ids)
+    assert TOKENIZER.decode(_sentence(TOKENIZER, answer, "71204")) == "71204."
+    assert _sentence(TOKENIZER, answer, None) == answer
+    assert _sentence(TOKENIZER, answer, "99999") == answer
+
+
+def test_an_item_without_a_found_fact_is_left_out_unless_there_is_no_other():
+    def item(tag: str, found: bool) -> CalibrationItem:
+        return CalibrationItem((1, 2, 3), ((1, 2),), tag, found)
+
+    good, bad, text = item("needle", True), item("needle", False), item("text", True)
+    assert _useful([good, bad, text]) == [good, text]
+    assert _useful([bad, bad, text]) == [bad, bad, text]

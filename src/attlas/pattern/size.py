@@ -71,8 +71,8 @@ class Mean:
     """The mean of several elastic sizes, each counted ``weight`` times and capped at N, in whole blocks.
 
     ``value(N) = max(multiple * round(sum_r weight_r * min(size_r(N), N) / sum_r weight_r / multiple),
-    minimum) + offset``; a tie goes to the smaller size. It is the one size whose deployed density follows a
-    whole plan at every length (see ``uniform_plan``).
+    minimum) + offset``; a tie goes to the larger size, so that a baseline is not short of memory. It is the
+    one size whose deployed density follows a whole plan at every length (see ``uniform_plan``).
     """
 
     parts: tuple[tuple[int, Elastic], ...]
