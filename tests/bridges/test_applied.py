@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from attlas.bridges import UnsupportedModel, applied, describe
 from attlas.bridges.attention import NAME, _attention
-from attlas.pattern import Tokens, causal, per_kv_head, sink, span_rule, uniform_plan, window
+from attlas.pattern import Plan, Tokens, causal, per_kv_head, sink, span_rule, uniform_plan, window
 from attlas.pattern.plan import PlanMismatch
 
 SHORT = causal() & (window(4) | sink(2))
@@ -196,3 +198,17 @@ def test_importing_patches_nothing(isolated_python: Callable[..., str]) -> None:
         "print('attlas' in functions.valid_keys(), 'attlas' in masks.valid_keys())",
     )
     assert printed.split() == ["False", "False", "False"]
+
+
+@torch.no_grad()
+def test_an_official_plan_of_query_heads_is_fitted_to_the_models_kv_heads(
+    llama: Any, tokens: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    shape = describe(llama)
+    rules = {"alphas": [[0.0] * shape.heads] * shape.layers, "betas": [[0.5] * shape.heads] * shape.layers}
+    (tmp_path / "official.json").write_text(json.dumps(rules))
+    ids = tokens(1, 20)
+    logits = llama(ids).logits
+    with applied(llama, Plan.load(tmp_path / "official.json")):
+        # A span of at least 128 tokens hides nothing of 20.
+        torch.testing.assert_close(llama(ids).logits, logits)

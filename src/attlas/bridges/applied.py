@@ -220,7 +220,7 @@ class Applied:
 def _patterns(plan: Plan | Pattern | Sequence[Pattern], wired: Wiring) -> list[Pattern]:
     shape = wired.shape
     if isinstance(plan, Plan):
-        plan.check(shape)
+        plan = plan.on(shape)
         patterns = [plan.pattern(layer) for layer in range(shape.layers)]
     elif isinstance(plan, Pattern):
         patterns = [plan] * shape.layers

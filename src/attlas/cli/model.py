@@ -58,7 +58,7 @@ def tune(
     # What can be refused without the model is refused before it is loaded.
     Settings(**options)
     source = load_source(data)
-    folder = writable_folder(out or Path("runs") / Path(model).stem)
+    folder = writable_folder(out or Path("runs") / _folder_name(model))
     network, tokenizer = load_model(model)
     with Bars() as progress:
         tune_model(network, tokenizer, source, out=folder, fresh=fresh, progress=progress, **options)
@@ -123,6 +123,11 @@ def report(
     page = write_report(folder).page
     print_results(run)
     print(f"report  {page}")
+
+
+def _folder_name(model: str) -> str:
+    """The last part of a path or hub name; only .gguf is an ending, the dot of "3.1-8B" is not."""
+    return Path(model).resolve().name.removesuffix(".gguf")
 
 
 def _numbers(text: str, kind: Callable[[str], Number], rule: str) -> tuple[Number, ...]:
