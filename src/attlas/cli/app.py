@@ -35,7 +35,7 @@ and reports what was gained and lost.
 
   attlas explain "causal & (window(256) | sink(4))" --length 4096
 
-The first tunes SmolLM2-135M, without a network, in about 20 minutes, and writes runs/demo/report.html.
+The first tunes SmolLM2-135M, without a network, in an estimated 25 minutes, and writes runs/demo/report.html.
 
 [bold]A MODEL[/bold] is a folder with a Hugging Face model, a GGUF file, the name of a model on the hub, or \
 [bold]demo[/bold].
