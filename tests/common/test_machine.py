@@ -34,3 +34,16 @@ def test_no_limit_means_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "none")
     assert machine.available_memory() is None
+
+
+def test_the_digest_names_the_code_of_the_rooms(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path)
+    for room in ("one", "two"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "code.py").write_text("x = 1")
+    before = machine.source_digest("one")
+    assert machine.source_digest("one", "two") == machine.source_digest("two", "one") != before
+    (tmp_path / "two" / "code.py").write_text("x = 2")
+    assert machine.source_digest("one") == before
+    (tmp_path / "one" / "code.py").write_text("x = 2")
+    assert machine.source_digest("one") != before

@@ -7,6 +7,7 @@ out, state = merge([attend(..., return_state=True), attend(..., return_state=Tru
 from attlas._common.room import make_callable
 from attlas.attend.aggregate import Aggregate, Max, Mean, Sum
 from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
+from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
 from attlas.attend.edge_weights import apply_weights, weights
@@ -67,6 +68,7 @@ __all__ = [
     "counting",
     "edges_above",
     "explain",
+    "forget_layouts",
     "make_request",
     "merge",
     "plan",

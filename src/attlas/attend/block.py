@@ -12,14 +12,15 @@ from functools import lru_cache
 from torch import Tensor
 
 from attlas.attend.block_kernel import block_attention
-from attlas.attend.block_program import Program, compile_layout
+from attlas.attend.block_program import Program, compile_layout, forget_masks
+from attlas.attend.block_schedule import schedule
 from attlas.attend.cost import Cost, pair_cost
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request
 from attlas.attend.state import Part, State
-from attlas.pattern import Pattern, Tokens, dense
+from attlas.pattern import Pattern, Tokens, clear_layouts, dense
 
-__all__ = ["NAME", "block_size", "estimate", "programs_of", "run", "supports"]
+__all__ = ["NAME", "block_size", "estimate", "forget_layouts", "programs_of", "run", "supports"]
 
 NAME = "block"
 
@@ -91,6 +92,14 @@ def block_size(keys_per_row: float) -> int:
     if keys_per_row <= 320:
         return 64
     return 192 if keys_per_row <= 1024 else 256
+
+
+def forget_layouts() -> None:
+    """Forget all layouts and what was made of them: the next call pays for its own, as a new length does."""
+    clear_layouts()
+    _program.cache_clear()
+    schedule.cache_clear()
+    forget_masks()
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Call", "LayoutLike", "Pair", "Program", "compile_layout"]
+__all__ = ["Call", "LayoutLike", "Pair", "Program", "compile_layout", "forget_masks"]
 
 Pair = Callable[[int, int, int, int], Tensor]
 """`pair(q0, q1, k0, k1)`: BoolTensor (q1 - q0, k1 - k0), the pattern evaluated on one tile."""
@@ -116,6 +116,11 @@ def _mask(call: Call, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 _kept_mask = lru_cache(maxsize=128)(_mask)
+
+
+def forget_masks() -> None:
+    """Forget the masks of tiles that were kept."""
+    _kept_mask.cache_clear()
 
 
 @dataclass(frozen=True)

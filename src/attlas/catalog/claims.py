@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from attlas._common.errors import UsageError
 from attlas._common.files import check_schema, read_json, to_json, writable_folder, write_json
-from attlas._common.machine import machine, versions
+from attlas._common.machine import PACKAGE, machine, source_digest, versions
 from attlas.catalog.card import Card, resolve
 
 __all__ = ["OUTCOMES", "SCHEMA", "VERSION", "Claim", "Measure", "Verdict", "run_claim", "spread"]
@@ -22,6 +22,8 @@ __all__ = ["OUTCOMES", "SCHEMA", "VERSION", "Claim", "Measure", "Verdict", "run_
 SCHEMA, VERSION = "attlas.claim", 1
 OUTCOMES = ("holds", "does not hold", "not shown at this scale")
 ENOUGH_SEEDS = 3
+# Rooms that only show or offer what was measured.
+UNMEASURED = ("cli", "report")
 
 Values = Mapping[str, float]
 Step = Callable[[str], None]
@@ -169,9 +171,10 @@ def _prefixed(step: Step, prefix: str) -> Step:
 
 
 def _digest(claim: Claim, long: bool) -> str:
-    text = to_json(
-        {"rule": claim.rule, "settings": dict(claim.settings), "long": long, "versions": versions()}
-    )
+    """Names the experiment and the code that runs it: seeds measured by other code are not mixed in."""
+    code = source_digest(*(folder.name for folder in PACKAGE.iterdir() if folder.name not in UNMEASURED))
+    facts = {"rule": claim.rule, "settings": dict(claim.settings), "long": long}
+    text = to_json(facts | {"versions": versions(), "code": code})
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -51,20 +51,26 @@ def score_items(
     items: Iterable[LongItem],
     *,
     batch: int | None = None,
+    new_cache: Callable[[], Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[ItemScore]:
     """`score_item` of each, then `progress(1)`. Knows nothing of plans: call it within `bridges.applied`."""
     scores = []
     for item in items:
-        scores.append(score_item(model, item, batch=batch))
+        scores.append(score_item(model, item, batch=batch, new_cache=new_cache))
         if progress is not None:
             progress(1)
     return scores
 
 
 @torch.inference_mode()
-def score_item(model: Any, item: LongItem, *, batch: int | None = None) -> ItemScore:
+def score_item(
+    model: Any, item: LongItem, *, batch: int | None = None, new_cache: Callable[[], Any] | None = None
+) -> ItemScore:
     """Prefill the context once, then let all questions follow on copies of its KV cache.
+
+    new_cache() makes the empty cache (default: the model's own kind), so that what is scored is what a
+    deployed cache remembers.
 
     Exact match by teacher forcing equals greedy generation: up to the first wrong token both see one past.
     Questions run `batch` (default: all) at a time, padded on the right, which a causal model never sees.
@@ -72,7 +78,8 @@ def score_item(model: Any, item: LongItem, *, batch: int | None = None) -> ItemS
     """
     device = next(model.parameters()).device
     context = torch.tensor([item.context], device=device)
-    out = model(input_ids=context, use_cache=True)
+    empty = None if new_cache is None else new_cache()
+    out = model(input_ids=context, past_key_values=empty, use_cache=True)
     cache = out.past_key_values
     if item.questions and cache is None:
         raise TypeError(f"{type(model).__name__} returned no KV cache; questions need a decoder")

@@ -53,7 +53,8 @@ class Comparison:
         if self.settings.multi_key_needles:
             self._multi_key(self.settings.lengths[0])
         if self.settings.timing:
-            self._time(self.settings.all_lengths[-1])
+            for length in self.settings.all_lengths:
+                self._time(MAIN if length == self.settings.all_lengths[-1] else EXTENDED, length)
         if self.settings.extra_needles:
             for budget in self.settings.extra_budgets:
                 if budget < self.settings.budget:
@@ -119,21 +120,21 @@ class Comparison:
         with self.study.store.stage("evaluate"):
             return Evaluation.from_dict(self.study.store.get(f"scores-{method.name}-{name}", compute))
 
-    def _time(self, length: int) -> None:
-        """Dense, plan and uniform window at one length, one after the other in one process."""
-        names = [name for name in EXTENDED if name in self.methods]
+    def _time(self, names: Sequence[str], length: int) -> None:
+        """The methods at one length, one after the other in one process with the rates for the bounds."""
+        methods = self._known(names)
 
         def compute() -> dict[str, Any]:
-            self.study.progress.stage(f"time at {length}", len(names))
+            self.study.progress.stage(f"time at {length}", len(methods))
             rates = measure_rates(next(self.study.model.parameters()).dtype)
             found = {}
-            for name in names:
-                found[name] = measure(self.study.model, self.methods[name].plan, length, rates)
+            for method in methods:
+                found[method.name] = measure(self.study.model, method.plan, length, rates)
                 self.study.progress.advance()
             return found
 
         with self.study.store.stage("time"):
-            for name, entry in self.study.store.get(f"time-{length}", compute).items():
+            for name, entry in self.study.counted(f"time-{length}", compute).items():
                 self.methods[name].time[length] = entry
 
     def _extra(self, budget: float) -> None:

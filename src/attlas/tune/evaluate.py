@@ -51,14 +51,16 @@ def evaluate(
 ) -> Evaluation:
     """Score the items (all of one length N) with the plan applied, or dense without one.
 
-    Spans are those of requests of N tokens in all, for the prefill and for the questions that follow it.
+    Spans are those of requests of N tokens in all, for the prefill and for the questions that follow it, and
+    the questions read the ragged cache that a deployed plan keeps: nothing that it drops is seen.
     """
     lengths = {item.length for item in items}
     if len(lengths) != 1:
         raise ValueError(f"items must all have one length, got {sorted(lengths)}; evaluate each length apart")
     context = nullcontext() if plan is None else applied(model, plan, total=lengths.pop(), backend=backend)
     with context as handle:
-        scores = score_items(model, items, progress=progress)
+        new_cache = None if handle is None else handle.new_cache
+        scores = score_items(model, items, new_cache=new_cache, progress=progress)
         fallbacks = tuple(handle.fallbacks) if handle is not None else ()
     return Evaluation(tuple(scores), fallbacks)
 

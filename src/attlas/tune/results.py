@@ -1,6 +1,6 @@
 """results.json of a run: what the report and the command's table are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def results(
     methods: Mapping[str, Method],
     pareto: Mapping[str, Any],
     notes: list[str],
+    fallbacks: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `results.json` (schema attlas.run, version 1) and return its path."""
     alphas, betas = plan.spans()
@@ -64,7 +65,7 @@ def results(
         for method in methods.values()
         for one in (*method.evaluations.values(), *method.multi_key.values())
     ]
-    fallbacks = [row for evaluation in every for row in evaluation.fallbacks]
+    happened = [*fallbacks, *(row for evaluation in every for row in evaluation.fallbacks)]
     value = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -94,7 +95,7 @@ def results(
             "file": "plan.json",
             "rules": [[str(rule) for rule in layer] for layer in plan.layers],
         },
-        "fallbacks": merge_fallbacks(fallbacks),
+        "fallbacks": merge_fallbacks(happened),
         "stages": store.stages,
         "notes": notes,
     }

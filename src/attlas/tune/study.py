@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from attlas._common.errors import UsageError
-from attlas._common.machine import versions
+from attlas._common.machine import source_digest, versions
+from attlas.attend import counting
 from attlas.bridges import describe
 from attlas.bridges.models import wiring
 from attlas.pattern import Plan
@@ -37,6 +38,8 @@ from attlas.tune.store import Store, digest
 __all__ = ["Study", "tune"]
 
 Mix = Mapping[str, float] | None
+# Rooms whose code decides what a run finds: parts made by other code are not continued.
+DECISIVE = ("pattern", "score", "attend", "cache", "bridges", "tasks", "tune")
 
 
 def tune(
@@ -111,11 +114,12 @@ class Study:
             "model": self.shape.fingerprint or self.shape.name,
             "text": digest([source.name, source.text]),
             "dtype": str(next(model.parameters()).dtype),
-            "attlas": versions().get("attlas", ""),
+            "attlas": f"{versions().get('attlas', '')} {source_digest(*DECISIVE)}",
         }
         self.store = Store(folder, settings, facts, fresh=fresh)
         self.validation: list[CalibrationItem] = []
         self.mix: Mix = None
+        self.fallbacks: list[Mapping[str, Any]] = []
 
     def run(self) -> Plan:
         """All stages; the plan is written as soon as it is chosen, and again with its measurements."""
@@ -141,6 +145,7 @@ class Study:
             comparison.methods,
             pareto,
             self.notes,
+            self.fallbacks,
         )
         return plan
 
@@ -284,7 +289,7 @@ class Study:
 
         def validate(plan: Plan) -> dict[str, list[float]]:
             table = plan.to_dict()
-            losses: dict[str, list[float]] = self.store.get(
+            losses: dict[str, list[float]] = self.counted(
                 f"validation-{digest([table['per'], table['patterns'], table['layers']])}",
                 partial(validation_losses, self.model, self.validation, plan, progress=self.progress.advance),
             )
@@ -299,6 +304,18 @@ class Study:
                     f"{shown}: no validated plan keeps the {name} loss within {most:.4f}; taken is {loss:.4f}"
                 )
         return chosen.best, chosen.scores
+
+    def counted(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A part of the run as `Store.get` gives it; the fallbacks that happened in it are kept beside it."""
+
+        def run() -> dict[str, Any]:
+            with counting() as heard:
+                value = compute()
+            return {"value": value, "fallbacks": heard.records()}
+
+        found = self.store.get(name, run)
+        self.fallbacks += found["fallbacks"]
+        return found["value"]
 
     def _limits(self) -> dict[str, float]:
         """The largest validation loss that a plan should have on plain passages: dense's and `text_rise`."""

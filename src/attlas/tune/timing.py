@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from attlas.attend import Shapes, attend, cost
+from attlas.attend import Shapes, attend, cost, forget_layouts
 from attlas.bridges import applied, describe
 from attlas.cache import RaggedCache
 from attlas.pattern import ModelShape, Plan, Tokens, causal
@@ -53,10 +53,11 @@ def measure(
 ) -> dict[str, Any]:
     """The "time" entry of results.json for one method (None: dense, transformers' SDPA) at one length N.
 
-    Prefill: one row of N tokens. Decode: `batch` rows whose prompt and new tokens make N together; times per
-    step. Attention: the same attention calls of all layers alone, one after the other. Bounds: the pattern's
-    pairs at the measured product rate (prefill), the deployed density's bytes at the measured bandwidth
-    (decode). `kv_bytes` is what the cache really allocates. `decode_ms_single`: at batch 1.
+    Prefill: one row of N tokens whose length was never seen before, so that the layouts of its patterns are
+    made within the time. Decode: `batch` rows whose prompt and new tokens make N together; times per step.
+    Attention: the same attention calls of all layers alone, one after the other, their layouts known. Bounds:
+    the pattern's pairs at the measured product rate (prefill), the deployed density's bytes at the measured
+    bandwidth (decode). `kv_bytes` is what the cache really allocates. `decode_ms_single`: at batch 1.
     """
     shape, parameter = describe(model), next(model.parameters())
     generator = torch.Generator().manual_seed(seed)
@@ -111,6 +112,7 @@ class _Random:
 
 def _prefill(model: nn.Module, handle: Any, ids: Tensor) -> float:
     def run(tokens: Tensor) -> None:
+        forget_layouts()
         cache = None if handle is None else handle.new_cache()
         model(input_ids=tokens, past_key_values=cache, use_cache=True, **last)
 
