@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 # Charts cost a second to import: the table alone must not pay it.
 _HOME = {
-    "run": "Run load_run",
+    "run": "Run",
+    "reading": "load_run",
     "table": "budget_table print_results results_table",
     "page": "ReportFiles write_report",
     "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality span_map",
@@ -37,7 +38,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from attlas.report.page import write_report as write_report
-    from attlas.report.run import load_run as load_run
+    from attlas.report.reading import load_run as load_run
     from attlas.report.table import print_results as print_results
 
 

@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from attlas._common.files import writable_folder, write_atomic
 from attlas.report.figures import FIGURES, png
-from attlas.report.run import Run, load_run
+from attlas.report.reading import load_run
+from attlas.report.run import Run
 from attlas.report.table import COLUMNS, columns_of, footnotes, sections
 from attlas.report.theme import Chart, NotInRun
 from attlas.report.tiles import tiles
