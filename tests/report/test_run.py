@@ -78,7 +78,10 @@ def test_other_and_newer_schema(results, write_run):
             lambda r: r["pareto"]["points"][0].update(losses=[1, None]),
             "pareto.points[0].losses[1] must be a number",
         ),
-        (lambda r: r["fallbacks"][0].pop("what"), "fallbacks[0] must be a complete fallback entry with 'what', got"),
+        (
+            lambda r: r["fallbacks"][0].pop("what"),
+            "fallbacks[0] must be a complete fallback entry with 'what', got",
+        ),
         (lambda r: r["stages"][0].update(resumed="no"), "stages[0].resumed must be true or false, got 'no'"),
         (lambda r: r.update(lengths=1024), "lengths must be a list, got 1024"),
         (lambda r: r.update(lengths=[2048, 1024]), "lengths must be increasing, got [2048, 1024]"),

@@ -146,7 +146,9 @@ class _Reader:
             if field.name in raw:
                 kind = KINDS.get(field.name, AMOUNT)
                 optional = "None" in str(field.type)
-                found[field.name] = self.value(raw[field.name], f"{where}.{field.name}", kind, optional=optional)
+                found[field.name] = self.value(
+                    raw[field.name], f"{where}.{field.name}", kind, optional=optional
+                )
             elif field.default is MISSING:
                 words = f"a complete {part.__name__.lower()} entry with {field.name!r}"
                 raise self.damaged(where, words, value)

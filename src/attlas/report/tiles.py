@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attlas.report.compare import kept_share
 from attlas.report.run import Method, Run, Timing
-from attlas.report.verdict import kept_share
 
 __all__ = ["Tile", "tiles"]
 
@@ -24,7 +24,7 @@ def tiles(run: Run) -> list[Tile]:
     dense, plan, uniform = run.method("dense"), run.method("plan"), run.method("uniform")
     if dense is None or plan is None:
         return []
-    lengths = tuple(n for n in run.quality_lengths if not run.lengths or n in run.lengths)
+    lengths = run.judged_lengths
     found = [
         _memory(run, plan),
         _exact(run, dense, plan, uniform, lengths),
@@ -47,10 +47,10 @@ def _memory(run: Run, plan: Method) -> Tile | None:
 def _exact(
     run: Run, dense: Method, plan: Method, uniform: Method | None, lengths: tuple[int, ...]
 ) -> Tile | None:
-    share = kept_share(run, dense, plan, lengths)
+    share = kept_share(dense, plan, lengths)
     if share is None:
         return None
-    other = kept_share(run, dense, uniform, lengths) if uniform else None
+    other = kept_share(dense, uniform, lengths) if uniform else None
     beside = "of dense" if other is None else f"of dense; uniform window {other:.0%}"
     return Tile("Exact match", f"{share:.0%}", beside)
 
