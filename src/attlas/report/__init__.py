@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "run": "Run",
     "reading": "load_run",
-    "table": "budget_table print_results results_table",
+    "table": "print_results results_tables",
     "page": "ReportFiles write_report",
-    "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality span_map",
+    "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality "
+    "span_map times",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -21,7 +22,6 @@ __all__ = [
     "NotInRun",
     "ReportFiles",
     "Run",
-    "budget_table",
     "budgets",
     "cost",
     "load_run",
@@ -31,8 +31,9 @@ __all__ = [
     "png",
     "print_results",
     "quality",
-    "results_table",
+    "results_tables",
     "span_map",
+    "times",
     "write_report",
 ]
 

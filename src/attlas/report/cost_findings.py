@@ -26,9 +26,11 @@ def memory(run: Run, three: Three) -> Finding | None:
     """KV bytes of the plan as a share of dense's and beside what its density promises."""
     phrases, met = [], {}
     for n, d, p, _ in _timed(run, three, "kv_bytes"):
-        phrase = f"{(p.kv_bytes or 0) / (d.kv_bytes or 1):.1%} of dense's bytes at {n:,} tokens"
+        share = (p.kv_bytes or 0) / (d.kv_bytes or 1)
+        phrase = f"{share:.1%} of dense's bytes at {n:,} tokens" if not phrases else f"{share:.1%} at {n:,}"
         if p.kv_off is not None:
-            phrase += f" ({p.kv_off:+.1%} off the bytes that the plan promises)"
+            promise = "" if met else " the bytes that the plan promises"
+            phrase += f" ({p.kv_off:+.1%} off{promise})"
             met[n] = abs(p.kv_off) <= BYTES_OFF
         phrases.append(phrase)
     if not phrases:
@@ -54,7 +56,8 @@ def speed(run: Run, three: Three, phase: str) -> Finding | None:
         other = (
             f" (uniform window {getattr(u, total) / getattr(d, total):.2f} ×)" if getattr(u, total) else ""
         )
-        phrases.append(f"{ratio:.2f} × dense's time at {n:,} tokens{other}")
+        where = f"at {n:,}" if phrases else f"dense's time at {n:,} tokens"
+        phrases.append(f"{ratio:.2f} × {where}{other}")
     length, d, p, _ = rows[-1]
     rows_at_once = f", batch {getattr(p, batch)}," if getattr(p, batch) else ""
     text = f"{name} of the whole model{rows_at_once} takes {', '.join(phrases)}"
