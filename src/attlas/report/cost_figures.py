@@ -145,7 +145,7 @@ def _time_panel(
 ) -> Chart:
     base = alt.Chart(data(rows)).encode(
         x=length_axis(lengths),
-        y=alt.Y("value:Q", scale=alt.Scale(zero=True), axis=top_axis(f"{title} ({unit})", "~g")),
+        y=alt.Y("value:Q", scale=alt.Scale(zero=True), axis=top_axis(f"{title} ({unit})", "~r")),
         color=color(methods),
         tooltip=_tips(rows, title, unit),
     )

@@ -36,7 +36,7 @@ def memory(run: Run, three: Three) -> Finding | None:
     if not phrases:
         return None
     asked = judged(f"within {BYTES_OFF:.0%} of the promise", met)
-    return Finding(f"The KV cache takes {', '.join(phrases)}.{asked}", agree(met.values()))
+    return Finding(f"KV cache: {', '.join(phrases)}.{asked}", agree(met.values()))
 
 
 def speed(run: Run, three: Three, phase: str) -> Finding | None:
@@ -59,8 +59,8 @@ def speed(run: Run, three: Three, phase: str) -> Finding | None:
         where = f"at {n:,}" if phrases else f"dense's time at {n:,} tokens"
         phrases.append(f"{ratio:.2f} × {where}{other}")
     length, d, p, _ = rows[-1]
-    rows_at_once = f", batch {getattr(p, batch)}," if getattr(p, batch) else ""
-    text = f"{name} of the whole model{rows_at_once} takes {', '.join(phrases)}"
+    rows_at_once = f", batch {getattr(p, batch)}" if getattr(p, batch) else ""
+    text = f"{name} of the whole model{rows_at_once}: {', '.join(phrases)}"
     if getattr(d, alone) and getattr(p, alone):
         text += f"; attention alone {getattr(p, alone) / getattr(d, alone):.2f} × at {length:,} tokens"
         fraction = getattr(p, f"{phase}_fraction")

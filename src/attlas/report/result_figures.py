@@ -89,7 +89,7 @@ def quality(run: Run) -> Chart:
         if not rows:
             continue
         scale = alt.Scale(domain=[0, 1]) if field == "exact" else alt.Scale(zero=False, nice=True)
-        axis = top_axis(f"{title} ({unit})", ".0%" if field == "exact" else "~g")
+        axis = top_axis(f"{title} ({unit})", ".0%" if field == "exact" else "~r")
         base = alt.Chart(data(rows)).encode(
             x=length_axis(lengths),
             y=alt.Y("value:Q", scale=scale, axis=axis),
@@ -139,7 +139,8 @@ def budgets(run: Run) -> Chart:
             panels.append(_budget_panel(rows, level, lines, f"{title} at {length:,} tokens", digits))
     chart = alt.concat(*panels, columns=len(lengths), spacing=24)
     chart = chart.resolve_scale(color="shared", shape="shared")
-    return finish(chart, run, "Quality at smaller budgets", "Grey dashes: the dense model")
+    items = ", asked the main comparison's needles" if other_items(run) else ""
+    return finish(chart, run, "Quality at smaller budgets", f"Grey dashes: the dense model{items}")
 
 
 def _budget_panel(
@@ -155,7 +156,7 @@ def _budget_panel(
     )
     base = alt.Chart(data(rows)).encode(
         x=kept,
-        y=alt.Y("value:Q", scale=scale, axis=top_axis(title, ".0%" if exact else "~g")),
+        y=alt.Y("value:Q", scale=scale, axis=top_axis(title, ".0%" if exact else "~r")),
         color=color(methods),
         tooltip=[
             alt.Tooltip("method:N"),

@@ -30,8 +30,8 @@ def tiles(run: Run) -> list[Tile]:
         _exact(run, dense, plan, uniform, lengths),
         _answers(plan, uniform, lengths),
         _text(dense, plan, lengths),
-        _time(run, dense, plan, "prefill_seconds", "Prefill"),
-        _time(run, dense, plan, "decode_ms", "Decode step"),
+        _time(run, dense, plan, "prefill_seconds", "prefill_batch", "Prefill"),
+        _time(run, dense, plan, "decode_ms", "batch", "Decode step"),
     ]
     return [tile for tile in found if tile is not None]
 
@@ -83,11 +83,11 @@ def _text(dense: Method, plan: Method, lengths: tuple[int, ...]) -> Tile | None:
     return Tile("Text NLL", f"{max(gaps):+.3f}", "nats against dense, worst length") if gaps else None
 
 
-def _time(run: Run, dense: Method, plan: Method, field: str, name: str) -> Tile | None:
+def _time(run: Run, dense: Method, plan: Method, field: str, rows: str, name: str) -> Tile | None:
     for n in reversed(run.time_lengths):
         d, p = (getattr(m.time.get(n, Timing()), field) for m in (dense, plan))
         if d and p:
-            batch = plan.time[n].batch
+            batch = getattr(plan.time[n], rows)
             beside = f"dense's time, {n:,} tokens" + (f", batch {batch}" if batch else "")
             return Tile(name, f"{p / d:.2f} ×", beside)
     return None
