@@ -47,9 +47,9 @@ def test_in_favour(results, read_run):
 def test_costs_are_given_at_every_length(results, read_run):
     run = read_run(results)
     assert finding(run, "KV cache").text == (
-        "KV cache: 50.0% of dense's bytes at 1,024 tokens (+0.4% off the bytes that the plan promises), 50.0% "
-        "at 2,048 (+0.4% off), 50.0% at 4,096 (+0.4% off). Asked: within 5% of the promise; met at 1,024, "
-        "2,048 and 4,096 tokens."
+        "KV cache: 50.0% of dense's bytes at 1,024 tokens (+0.4% off the bytes that the plan promises), "
+        "50.0% at 2,048 (+0.4% off), 50.0% at 4,096 (+0.4% off). Asked: within 5% of the promise; met at "
+        "1,024, 2,048 and 4,096 tokens."
     )
     decode = finding(run, "A decoding step of the whole model, batch 8:").text
     assert "0.92 × dense's time at 1,024 tokens (uniform window 0.92 ×)" in decode

@@ -24,7 +24,8 @@ def _timed(run: Run, three: Three, field: str) -> list[tuple[int, Timing, Timing
 
 def memory(run: Run, three: Three) -> Finding | None:
     """KV bytes of the plan as a share of dense's and beside what its density promises."""
-    phrases, met = [], {}
+    phrases: list[str] = []
+    met: dict[int, bool] = {}
     for n, d, p, _ in _timed(run, three, "kv_bytes"):
         share = (p.kv_bytes or 0) / (d.kv_bytes or 1)
         phrase = f"{share:.1%} of dense's bytes at {n:,} tokens" if not phrases else f"{share:.1%} at {n:,}"
@@ -49,7 +50,8 @@ def speed(run: Run, three: Three, phase: str) -> Finding | None:
     rows = _timed(run, three, total)
     if not rows:
         return None
-    phrases, faster = [], []
+    phrases: list[str] = []
+    faster: list[bool | None] = []
     for n, d, p, u in rows:
         ratio = getattr(p, total) / getattr(d, total)
         faster.append(None if abs(ratio - 1) <= SAME_TIME else ratio < 1)
