@@ -12,10 +12,12 @@ import pytest
 
 from attlas.pattern import causal, elastic, sink, window
 from attlas.report.page import ReportFiles, write_report
-from attlas.report.run import Run, load_run
+from attlas.report.reading import load_run
+from attlas.report.run import Run
 
 LAYERS, KV_HEADS = 6, 3
 LENGTHS, EXTEND = (1024, 2048), 4096
+THREE = ("dense", "plan", "uniform")  # timed at every length, asked at the extension and with two keys
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MAIN = {
     "dense": ("Dense", 1.0, 0.17, 0.95),
@@ -47,20 +49,34 @@ def _quality(answer: float, exact: float, density: float, length: int) -> dict[s
     }
 
 
-def _time(density: float) -> dict[str, Any]:
+def _time(density: float, length: int = EXTEND) -> dict[str, Any]:
+    part = length / EXTEND
+    prefill, prefill_bound = 3.6 * density * part**2 + 0.2 * part, 2.9 * density * part**2
+    decode, decode_bound = 36 * density * part + 3, 29 * density * part
     return {
         "batch": 8,
-        "kv_bytes": int(188_743_680 * density),
-        "kv_bytes_bound": int(188_743_680 * density),
-        "prefill_seconds": 4.4 + 4.1 * density,
-        "prefill_attention_seconds": 3.6 * density + 0.2,
-        "prefill_bound_seconds": 2.9 * density,
-        "prefill_fraction": 2.9 * density / (3.6 * density + 0.2),
-        "decode_ms": 55 + 42 * density,
-        "decode_attention_ms": 36 * density + 3,
-        "decode_bound_ms": 29 * density,
-        "decode_fraction": 29 * density / (36 * density + 3),
+        "prefill_batch": 1,
+        "kv_bytes": int(188_743_680 * density * part * 1.004),
+        "kv_bytes_bound": int(188_743_680 * density * part),
+        "prefill_seconds": 4.2 * part + 0.2 + 4.1 * density * part**2,
+        "prefill_attention_seconds": prefill,
+        "prefill_bound_seconds": prefill_bound,
+        "prefill_fraction": prefill_bound / prefill,
+        "decode_ms": 55 + 42 * density * part,
+        "decode_ms_single": 31 + 6 * density * part,
+        "decode_attention_ms": decode,
+        "decode_bound_ms": decode_bound,
+        "decode_fraction": decode_bound / decode,
     }
+
+
+def _multi_key(answer: float, exact: float) -> dict[str, Any]:
+    return {"text_nll": 2.9, "answer_ce": 2 * answer, "exact": exact, "needles": 16, "by_depth": []}
+
+
+def _ragged_check() -> dict[str, Any]:
+    masked = {"text_nll": 2.914, "answer_ce": 0.3612, "exact": 0.8125, "needles": 16, "by_depth": []}
+    return {"length": 1024, "needles": 16, "masked": masked, "ragged": {**masked, "answer_ce": 0.3613}}
 
 
 def _method(
@@ -81,8 +97,14 @@ def synthetic_results() -> dict[str, Any]:
     methods = []
     for name, (label, density, answer, exact) in MAIN.items():
         method = _method(name, label, None if name == "dense" else 0.5, density, answer, exact)
-        method["time"] = {str(EXTEND): _time(density)}
+        timed = (*LENGTHS, EXTEND) if name in THREE else (EXTEND,)
+        method["time"] = {str(length): _time(density, length) for length in timed}
+        if name in THREE:
+            method["multi_key"] = {"1024": _multi_key(answer, round(exact * 12) / 16)}
+        else:
+            method["quality"].pop(str(EXTEND))
         methods.append(method)
+    methods[1]["ragged_check"] = _ragged_check()
     for budget in (0.35, 0.25):
         loss = 0.5 / budget
         methods.append(

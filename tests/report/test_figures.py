@@ -21,6 +21,7 @@ from attlas.report.figures import (
     png,
     quality,
     span_map,
+    times,
 )
 from attlas.report.plan_figures import picture_runs, span_tokens
 from attlas.report.theme import NotInRun
@@ -132,19 +133,55 @@ def test_a_method_has_one_colour_and_shape_in_all_figures(results, read_run):
 
     for channel, expected in (("color", 6), ("shape", 6)):
         pairs = {
-            pair for figure in (quality, cost, budgets) for pair in scales(figure(run).to_dict(), channel)
+            pair
+            for figure in (quality, cost, times, budgets)
+            for pair in scales(figure(run).to_dict(), channel)
         }
         assert len(pairs) == expected == len({look for _, look in pairs})
 
 
+def test_cost_is_of_the_length_where_most_methods_were_timed(results, read_run):
+    found = rows(cost(read_run(results)))
+    assert {row["length"] for row in found} == {4096} and len({row["method"] for row in found}) == 6
+    for method in results["methods"][1:]:
+        method["time"].pop("4096", None)
+    assert {row["length"] for row in rows(cost(read_run(results)))} == {2048}
+
+
 @pytest.mark.parametrize("lengths", [("4096",), ("1024", "4096")])
-def test_cost_per_length(results, read_run, lengths):
+def test_times_carry_every_length_with_its_bound(results, read_run, lengths):
     for method in results["methods"]:
-        if method["time"]:
-            method["time"] = {length: method["time"]["4096"] for length in lengths}
-    run = read_run(results)
-    assert {row["order"] for row in rows(cost(run))} == {int(length) for length in lengths}
-    assert png(cost(run), scale=0.5).startswith(b"\x89PNG")
+        method["time"] = {n: entry for n, entry in method["time"].items() if n in lengths}
+    chart = times(read_run(results))
+    found = rows(chart)
+    plan = results["methods"][1]["time"]
+    for field, bound in (("prefill_attention_seconds", "prefill_bound_seconds"), ("decode_ms", None)):
+        for n in lengths:
+            wanted = (int(n), plan[n][field], plan[n].get(bound))
+            assert wanted in {(r["length"], r["value"], r["bound"]) for r in found if r["method"] == "Plan"}
+    assert {row["length"] for row in found} == set(map(int, lengths))
+    assert {row["method"] for row in found if row["length"] == 4096} == {
+        method["label"] for method in results["methods"] if "@" not in method["name"]
+    }
+    assert len(chart.to_dict()["concat"]) == 4
+    assert png(chart, scale=0.5).startswith(b"\x89PNG")
+
+
+def test_text_of_other_items_is_compared_with_no_level(results, read_run):
+    titles = [
+        panel["layer"][1]["encoding"]["y"]["axis"]["title"]
+        for panel in budgets(read_run(results)).to_dict()["concat"]
+    ]
+    assert sum(title.startswith("Text NLL") for title in titles) == 3
+    for method in results["methods"]:
+        for quality_at in method["quality"].values():
+            quality_at["needles"] = 20 if "@" in method["name"] else 40
+    chart = budgets(read_run(results)).to_dict()
+    titles = [panel["layer"][1]["encoding"]["y"]["axis"]["title"] for panel in chart["concat"]]
+    assert titles and not any(title.startswith("Text NLL") for title in titles)
+    assert chart["title"]["subtitle"][0].startswith(
+        "Grey dashes: the dense model, asked the main comparison's"
+    )
 
 
 @pytest.mark.parametrize("objectives", [["1024"], ["1024", "2048", "4096"]])
@@ -165,6 +202,7 @@ def test_pareto_of_other_numbers_of_objectives(results, read_run, objectives):
         (pattern_pictures, lambda r: r.pop("plan"), "The run recorded no rules of the plan."),
         (pareto, lambda r: r.pop("pareto"), "The run recorded no Pareto front."),
         (cost, lambda r: [m.pop("time") for m in r["methods"]], "The run measured no times and no KV bytes."),
+        (times, lambda r: [m.pop("time") for m in r["methods"]], "The run measured no times."),
         (quality, lambda r: [m.pop("quality") for m in r["methods"]], "The run recorded no quality figures."),
         (
             needles,
@@ -187,7 +225,7 @@ def test_missing_data_give_a_sentence(results, read_run, figure, damage, sentenc
 
 def test_registry_is_complete():
     assert [figure.name for figure in FIGURES] == [
-        "spans", "needles", "quality", "cost", "budgets", "pareto", "patterns"
+        "spans", "needles", "quality", "cost", "times", "budgets", "pareto", "patterns"
     ]  # fmt: skip
     for figure in FIGURES:
         assert figure.caption.endswith(".") and figure.caption.count(". ") == 0

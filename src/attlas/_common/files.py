@@ -13,6 +13,8 @@ from typing import Any
 
 from attlas._common.errors import UsageError
 
+_CONSTANTS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # as they stand in a file
+
 __all__ = ["check_schema", "read_json", "to_json", "writable_folder", "write_atomic", "write_json"]
 
 
@@ -59,14 +61,18 @@ def read_json(path: str | os.PathLike[str], *, what: str = "file") -> Any:
     """Read a JSON file; UsageError says whether it is missing, unreadable or damaged, and where."""
     source = Path(path)
     try:
-        return json.loads(source.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(source.read_text(encoding="utf-8"))
+        place = _not_finite(value, "$")
+        if place is not None:
+            raise ValueError(f"{place[0]}: {_CONSTANTS[str(place[1])]} is not a JSON number")
+        return value
     except FileNotFoundError:
         raise UsageError(f"{what} {source} does not exist; check the path") from None
     except IsADirectoryError:
         raise UsageError(f"{what} {source} is a folder; give the file inside it") from None
     except OSError as error:
         raise UsageError(f"{what} {source} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {source} is damaged, not valid JSON ({error}); write it anew") from error
 
 
@@ -109,10 +115,6 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _not_finite(value: Any, place: str) -> tuple[str, float] | None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 # Charts cost a second to import: the table alone must not pay it.
 _HOME = {
-    "run": "Run load_run",
-    "table": "budget_table print_results results_table",
+    "run": "Run",
+    "reading": "load_run",
+    "table": "print_results results_tables",
     "page": "ReportFiles write_report",
-    "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality span_map",
+    "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality "
+    "span_map times",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -20,7 +22,6 @@ __all__ = [
     "NotInRun",
     "ReportFiles",
     "Run",
-    "budget_table",
     "budgets",
     "cost",
     "load_run",
@@ -30,14 +31,15 @@ __all__ = [
     "png",
     "print_results",
     "quality",
-    "results_table",
+    "results_tables",
     "span_map",
+    "times",
     "write_report",
 ]
 
 if TYPE_CHECKING:
     from attlas.report.page import write_report as write_report
-    from attlas.report.run import load_run as load_run
+    from attlas.report.reading import load_run as load_run
     from attlas.report.table import print_results as print_results
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import vl_convert
 
+from attlas.report.cost_figures import cost, times
 from attlas.report.plan_figures import pareto, pattern_pictures, span_map
-from attlas.report.result_figures import budgets, cost, needles, quality
+from attlas.report.result_figures import budgets, needles, quality
 from attlas.report.run import Run
 from attlas.report.theme import Chart, NotInRun
 
@@ -27,6 +28,7 @@ __all__ = [
     "png",
     "quality",
     "span_map",
+    "times",
 ]
 
 
@@ -71,6 +73,13 @@ FIGURES: tuple[Figure, ...] = (
         "a bar is tick / bar; the shorter the bar the cheaper the method, the nearer to 100% the less is "
         "wasted.",
         cost,
+    ),
+    Figure(
+        "times",
+        "Time against length",
+        "One line per method, the lower the faster; a faint line of the same colour is the least time that "
+        "the method's attention could take, and a method timed at a single length is a point.",
+        times,
     ),
     Figure(
         "budgets",

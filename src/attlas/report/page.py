@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib import resources
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,18 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from attlas._common.files import writable_folder, write_atomic
+from attlas.report.columns import (
+    ByLength,
+    Column,
+    by_length_tables,
+    columns_of,
+    footnotes,
+    quality_table,
+    sections,
+)
 from attlas.report.figures import FIGURES, png
-from attlas.report.run import Run, load_run
-from attlas.report.table import COLUMNS, columns_of, footnotes, sections
+from attlas.report.reading import load_run
+from attlas.report.run import Run
 from attlas.report.theme import Chart, NotInRun
 from attlas.report.tiles import tiles
 from attlas.report.verdict import verdict
@@ -74,8 +83,9 @@ def render_page(run: Run, drawn: dict[str, Chart], absent: dict[str, str]) -> st
         facts=_facts(run),
         verdict=verdict(run),
         tiles=tiles(run),
-        **_table(run),
-        other_budgets=_other_budgets(run),
+        quality=_by_length(main) if (main := quality_table(run)) else None,
+        costs=_costs(run),
+        small_tables=[_by_length(table) for table in by_length_tables(run)],
         footnotes=footnotes(run),
         figures=[
             {
@@ -155,45 +165,50 @@ def _facts(run: Run) -> list[str]:
     return facts
 
 
-def _table(run: Run) -> dict[str, Any]:
-    columns = columns_of(run)
-    groups = [(group, len(list(members))) for group, members in groupby(columns, key=lambda c: c.group)]
-    seen: set[str] = set()
-    shown = []
-    for column in columns:
-        shown.append({"title": column.heading, "help": column.help, "first": column.group not in seen})
-        seen.add(column.group)
+def _costs(run: Run) -> dict[str, Any] | None:
+    """The table of memory and time, a section per timed length."""
+    columns = columns_of(run, ("KV memory", "Prefill", "Decode"), page=True)
+    rows = sections(run, columns)
+    if not rows:
+        return None
+    groups = [(group, [column.heading for column in members]) for group, members in _groups(columns)]
+    starts = {0, *accumulate(len(headings) for _, headings in groups)}
     return {
-        "columns": shown,
-        "groups": groups,
+        "groups": [(group, len(headings)) for group, headings in groups],
+        "columns": [
+            {"title": column.heading, "help": column.help, "first": index in starts}
+            for index, column in enumerate(columns)
+        ],
         "sections": [
             {
                 "heading": f"{length:,} tokens",
                 "rows": [
                     {"kind": m.kind, "label": m.label, "cells": [c.text(m, length) for c in columns]}
-                    for m in rows
+                    for m in methods
                 ],
             }
-            for length, rows in sections(run)
+            for length, methods in rows
         ],
     }
 
 
-def _other_budgets(run: Run) -> dict[str, Any] | None:
-    others = sorted((m for m in run.methods if not m.main and m.quality), key=lambda m: -(m.budget or 0))
-    if not others:
-        return None
-    shown = [c for c in COLUMNS if c.group == "Quality" or c.heading == ("KV", "kept")]
+def _groups(columns: tuple[Column, ...]) -> list[tuple[str, list[Column]]]:
+    return [(group, list(members)) for group, members in groupby(columns, key=lambda c: c.group)]
+
+
+def _by_length(table: ByLength) -> dict[str, Any]:
     return {
-        "lengths": [f"{n:,}" for n in run.quality_lengths],
-        "titles": [c.heading for c in shown],
+        "title": table.title,
+        "note": table.note,
+        "lengths": [f"{n:,}" for n in table.lengths],
+        "columns": [{"title": column.heading, "help": column.help} for column in table.columns],
         "rows": [
             {
                 "kind": m.kind,
                 "label": m.label,
-                "cells": [c.text(m, n) for n in run.quality_lengths for c in shown],
+                "cells": [c.text(m, n) for n in table.lengths for c in table.columns],
             }
-            for m in others
+            for m in table.methods
         ],
     }
 

@@ -1,4 +1,4 @@
-"""Pictures of what was measured: needles by depth, quality and cost against length, other budgets."""
+"""Pictures of quality: needles by depth, quality against length, other budgets."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ from typing import Any
 
 import altair as alt
 
+from attlas.report.columns import other_items
 from attlas.report.run import Method, Run
 from attlas.report.theme import SEQUENTIAL, Chart, NotInRun, color, data, finish, length_axis, shape, top_axis
 
-__all__ = ["budgets", "cost", "needles", "quality"]
+__all__ = ["budgets", "needles", "quality"]
 
 MEASURES = (
     ("text_nll", "Text NLL", "nats per token, low is good", ".3f"),
     ("answer_ce", "Answer cross-entropy", "nats, low is good", ".3f"),
     ("exact", "Exact match", "share of needles, high is good", ".2f"),
 )
-COSTS = (
-    ("kv_bytes", "kv_bytes_bound", 2**20, "KV cache", "MiB"),
-    ("prefill_attention_seconds", "prefill_bound_seconds", 1, "Prefill, attention", "s"),
-    ("decode_attention_ms", "decode_bound_ms", 1, "Decode step, attention", "ms"),
-)
-TOTALS = {"prefill_attention_seconds": "prefill_seconds", "decode_attention_ms": "decode_ms"}
 
 
 def needles(run: Run) -> Chart:
@@ -94,7 +89,7 @@ def quality(run: Run) -> Chart:
         if not rows:
             continue
         scale = alt.Scale(domain=[0, 1]) if field == "exact" else alt.Scale(zero=False, nice=True)
-        axis = top_axis(f"{title} ({unit})", ".0%" if field == "exact" else "~g")
+        axis = top_axis(f"{title} ({unit})", ".0%" if field == "exact" else "~r")
         base = alt.Chart(data(rows)).encode(
             x=length_axis(lengths),
             y=alt.Y("value:Q", scale=scale, axis=axis),
@@ -119,89 +114,6 @@ def _lengths(run: Run) -> str:
     return f"Profiled at {profiled} tokens" if profiled else "All measured lengths"
 
 
-def cost(run: Run) -> Chart:
-    """KV bytes and attention time of prefill and decode per length, with the bound as a black tick."""
-    methods = [m for m in run.main_methods if m.time]
-    if not methods:
-        raise NotInRun("The run measured no times and no KV bytes.")
-    panels: list[Chart] = []
-    for field, bound, unit, title, name in COSTS:
-        rows = _cost_rows(methods, field, bound, unit)
-        if rows:
-            panels.append(_cost_panel(rows, methods, title, name, first=not panels))
-    if not panels:
-        raise NotInRun("The run measured no times and no KV bytes.")
-    chart = alt.hconcat(*panels, spacing=22)
-    batches = sorted({t.batch for m in methods for t in m.time.values() if t.batch})
-    batch = f"Batch {', '.join(map(str, batches))}, " if batches else ""
-    return finish(
-        chart,
-        run,
-        "Memory and time of attention",
-        f"{batch}black tick: the bound",
-    )
-
-
-def _cost_rows(methods: list[Method], field: str, bound: str, unit: float) -> list[dict[str, Any]]:
-    rows = []
-    for method in methods:
-        for length, timing in sorted(method.time.items()):
-            value, least = getattr(timing, field), getattr(timing, bound)
-            total = getattr(timing, TOTALS[field]) if field in TOTALS else None
-            if value is None:
-                continue
-            rows.append(
-                {
-                    "method": method.label,
-                    "length": f"{length:,} tokens",
-                    "order": length,
-                    "value": value / unit,
-                    "bound": None if least is None else least / unit,
-                    "share": least / value if least is not None and value else None,
-                    "total": total,
-                }
-            )
-    return rows
-
-
-def _cost_panel(
-    rows: list[dict[str, Any]], methods: list[Method], title: str, unit: str, *, first: bool
-) -> Chart:
-    labels = alt.Axis(labelLimit=200, ticks=False, domain=False) if first else None
-    tip = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("length:N"),
-        alt.Tooltip("value:Q", title=f"{title} ({unit})", format=",.3~f"),
-        alt.Tooltip("bound:Q", title=f"bound ({unit})", format=",.3~f"),
-        alt.Tooltip("share:Q", title="share of the bound", format=".0%"),
-    ]
-    if any(row["total"] is not None for row in rows):
-        tip.append(alt.Tooltip("total:Q", title=f"whole model ({unit})", format=",.3~f"))
-    order = [method.label for method in methods]
-    base = alt.Chart().encode(y=alt.Y("method:N", sort=order, title=None, axis=labels), tooltip=tip)
-    bars = base.mark_bar(height={"band": 0.72}).encode(
-        x=alt.X("value:Q", title=unit, axis=alt.Axis(tickCount=4, domain=False)),
-        color=color(methods, legend=None),
-    )
-    ticks = base.mark_tick(color="#000000", stroke="#ffffff", strokeWidth=0.8, thickness=3.5, size=21).encode(
-        x="bound:Q"
-    )
-    layer = (bars + ticks + _shares(base, title)).properties(width=235, height=26 * len(order))
-    lengths = [row["length"] for row in sorted(rows, key=lambda row: row["order"])]
-    if len(set(lengths)) == 1:
-        return layer.properties(data=data(rows), title=f"{title}, {lengths[0]}")
-    header = alt.Header(title=None, labelOrient="top", labelAnchor="start")
-    facet = alt.Row("length:N", sort=list(dict.fromkeys(lengths)), header=header)
-    return layer.facet(row=facet, data=data(rows), title=title, spacing=8)
-
-
-def _shares(base: alt.Chart, title: str) -> alt.Chart:
-    """The share of the bound behind each bar of a time; memory either meets its bound or is wrong."""
-    text = base.mark_text(align="left", dx=6, fontSize=11, color="#78828c")
-    shown = alt.Text("share:Q", format=".0%") if title != COSTS[0][3] else alt.value("")
-    return text.encode(x="value:Q", text=shown)
-
-
 def budgets(run: Run) -> Chart:
     """Answer cross-entropy and exact match against the KV share kept, one panel per length."""
     shown = [m for m in run.methods if m.kind in ("plan", "uniform") and m.quality]
@@ -211,8 +123,11 @@ def budgets(run: Run) -> Chart:
     lines = [m for name in ("plan", "uniform") if (m := run.method(name))]
     name = {m.kind: m.label for m in lines}
     panels = []
-    for field, title, _, digits in (MEASURES[2], MEASURES[1], MEASURES[0]):
-        for length in run.quality_lengths:
+    lengths = sorted({length for m in shown if not m.main for length in m.quality})
+    # Where the other budgets had other items, their text is another one and its NLL compares with no level.
+    measures = (MEASURES[2], MEASURES[1]) if other_items(run) else (MEASURES[2], MEASURES[1], MEASURES[0])
+    for field, title, _, digits in measures:
+        for length in lengths:
             rows = [
                 {"method": name.get(m.kind, m.label), "kept": kept, "value": value}
                 for m in shown
@@ -222,9 +137,10 @@ def budgets(run: Run) -> Chart:
             ]
             level = getattr(dense.quality.get(length), field, None) if dense else None
             panels.append(_budget_panel(rows, level, lines, f"{title} at {length:,} tokens", digits))
-    chart = alt.concat(*panels, columns=len(run.quality_lengths), spacing=24)
+    chart = alt.concat(*panels, columns=len(lengths), spacing=24)
     chart = chart.resolve_scale(color="shared", shape="shared")
-    return finish(chart, run, "Quality at smaller budgets", "Grey dashes: the dense model")
+    items = ", asked the main comparison's needles" if other_items(run) else ""
+    return finish(chart, run, "Quality at smaller budgets", f"Grey dashes: the dense model{items}")
 
 
 def _budget_panel(
@@ -240,7 +156,7 @@ def _budget_panel(
     )
     base = alt.Chart(data(rows)).encode(
         x=kept,
-        y=alt.Y("value:Q", scale=scale, axis=top_axis(title, ".0%" if exact else "~g")),
+        y=alt.Y("value:Q", scale=scale, axis=top_axis(title, ".0%" if exact else "~r")),
         color=color(methods),
         tooltip=[
             alt.Tooltip("method:N"),

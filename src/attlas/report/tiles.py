@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attlas.report.compare import kept_share
 from attlas.report.run import Method, Run, Timing
-from attlas.report.verdict import kept_share
 
 __all__ = ["Tile", "tiles"]
 
@@ -24,14 +24,14 @@ def tiles(run: Run) -> list[Tile]:
     dense, plan, uniform = run.method("dense"), run.method("plan"), run.method("uniform")
     if dense is None or plan is None:
         return []
-    lengths = tuple(n for n in run.quality_lengths if not run.lengths or n in run.lengths)
+    lengths = run.judged_lengths
     found = [
         _memory(run, plan),
         _exact(run, dense, plan, uniform, lengths),
         _answers(plan, uniform, lengths),
         _text(dense, plan, lengths),
-        _time(run, dense, plan, "prefill_seconds", "Prefill"),
-        _time(run, dense, plan, "decode_ms", "Decode step"),
+        _time(run, dense, plan, "prefill_seconds", "prefill_batch", "Prefill"),
+        _time(run, dense, plan, "decode_ms", "batch", "Decode step"),
     ]
     return [tile for tile in found if tile is not None]
 
@@ -47,10 +47,10 @@ def _memory(run: Run, plan: Method) -> Tile | None:
 def _exact(
     run: Run, dense: Method, plan: Method, uniform: Method | None, lengths: tuple[int, ...]
 ) -> Tile | None:
-    share = kept_share(run, dense, plan, lengths)
+    share = kept_share(dense, plan, lengths)
     if share is None:
         return None
-    other = kept_share(run, dense, uniform, lengths) if uniform else None
+    other = kept_share(dense, uniform, lengths) if uniform else None
     beside = "of dense" if other is None else f"of dense; uniform window {other:.0%}"
     return Tile("Exact match", f"{share:.0%}", beside)
 
@@ -83,11 +83,11 @@ def _text(dense: Method, plan: Method, lengths: tuple[int, ...]) -> Tile | None:
     return Tile("Text NLL", f"{max(gaps):+.3f}", "nats against dense, worst length") if gaps else None
 
 
-def _time(run: Run, dense: Method, plan: Method, field: str, name: str) -> Tile | None:
+def _time(run: Run, dense: Method, plan: Method, field: str, rows: str, name: str) -> Tile | None:
     for n in reversed(run.time_lengths):
         d, p = (getattr(m.time.get(n, Timing()), field) for m in (dense, plan))
         if d and p:
-            batch = plan.time[n].batch
+            batch = getattr(plan.time[n], rows)
             beside = f"dense's time, {n:,} tokens" + (f", batch {batch}" if batch else "")
             return Tile(name, f"{p / d:.2f} ×", beside)
     return None
