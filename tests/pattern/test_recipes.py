@@ -120,13 +120,16 @@ def test_text(text: str, pattern: Pattern) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("causal &", r"cannot read pattern 'causal &': invalid syntax, at the end; known: causal, dense, "),
+        (
+            "causal &",
+            r"cannot read pattern 'causal &': invalid syntax, at 'causal &'; known: causal, dense, ",
+        ),
         ("causal & (window(3)", r"'\(' was never closed, at '\(window\(3\)'; known: causal, dense, "),
         (
             "casual",
             r"'casual' is not a pattern \(did you mean 'causal'\?\); known: causal, dense, distance, ",
         ),
-        ("wide(3)", r"'wide' is not a pattern; known: .*window, elastic, mean, joined by & \| - ~"),
+        ("zebra(3)", r"'zebra' is not a pattern; known: .*window, elastic, mean, joined by & \| - ~"),
         ("window()", r"cannot read pattern 'window\(\)': window: .*missing .*'size'"),
         ("window(-1)", r"window size must be >= 0, got -1"),
         ("3", r"it is a int, not a pattern"),

@@ -11,7 +11,7 @@ import typer
 
 from attlas._common.errors import UsageError
 from attlas._common.files import check_folder
-from attlas.cli.app import command
+from attlas.cli.app import MODELS, command
 from attlas.cli.bars import Bars
 
 __all__ = ["generate", "report", "tune"]
@@ -20,11 +20,15 @@ Number = TypeVar("Number", int, float)
 Model = Annotated[str, typer.Argument(help="Folder, file.gguf, hub name, or 'demo'.", show_default=False)]
 
 
-@command
+@command(MODELS)
 def tune(
     model: Model,
-    budget: Annotated[float, typer.Option(help="Share of the key-value cache to keep, in (0, 1].")] = 0.5,
-    lengths: Annotated[str, typer.Option(help="Lengths to profile in tokens, increasing.")] = "1024,2048",
+    budget: Annotated[
+        float, typer.Option(help="Share of the key-value cache that the plan may keep, in (0, 1].")
+    ] = 0.5,
+    lengths: Annotated[
+        str, typer.Option(help="Input lengths to profile, in tokens, increasing multiples of 64.")
+    ] = "1024,2048",
     extend: Annotated[
         int | None,
         typer.Option(
@@ -32,16 +36,20 @@ def tune(
         ),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="A text file, python-docs, or python-docstrings.")
+        str, typer.Option(help="Text to measure on: a UTF-8 file, python-docs, or python-docstrings.")
     ] = "python-docs",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/MODEL by default.")] = None,
     seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
-    needles: Annotated[int, typer.Option(min=1, help="Facts to ask for at each length.")] = 40,
-    also: Annotated[str, typer.Option(help="Further budgets to try; '' for none.")] = "0.35,0.25",
-    timing: Annotated[bool, typer.Option(help="Measure prefill and decoding.")] = True,
+    needles: Annotated[
+        int, typer.Option(min=1, help="Hidden facts that the methods must find, at each length.")
+    ] = 40,
+    also: Annotated[str, typer.Option(help="Smaller budgets to try as well; '' for none.")] = "0.35,0.25",
+    timing: Annotated[bool, typer.Option(help="Measure the time of prefill and of decoding.")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the run that is in the folder.")] = False,
 ) -> None:
     """Find a plan for MODEL, compare it with the baselines, and write plan.json and report.html.
+
+    The baselines are simpler ways to keep as much, first of all one window for every head.
 
     An interrupted run continues when the same command is given again.
     """
@@ -72,7 +80,7 @@ def tune(
     print(f"plan    {folder / 'plan.json'}\nreport  {page}")
 
 
-@command
+@command(MODELS)
 def generate(
     model: Model,
     plan: Annotated[Path, typer.Option(help="The plan.json of a run.", show_default=False)],
@@ -129,11 +137,11 @@ def generate(
     )
 
 
-@command
+@command(MODELS)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
 ) -> None:
-    """Write the report of a run anew and show its table."""
+    """Write the report.html of a finished run anew and show its table."""
     from attlas.report import load_run, print_results, write_report
 
     run = load_run(folder)
