@@ -396,7 +396,7 @@ def test_generate_refuses_without_memory(refused, tiny_model, tiny_plan, monkeyp
     assert "shorten the prompt, or write fewer tokens or with fewer beams" in error
 
 
-def test_generate_refuses_encoders(refused, tiny_model, tiny_plan, tmp_path):
+def test_generate_refuses_encoders(refused, capsys, tiny_model, tiny_plan, tmp_path):
     import shutil
 
     from transformers import BertConfig, BertForMaskedLM
@@ -405,6 +405,7 @@ def test_generate_refuses_encoders(refused, tiny_model, tiny_plan, tmp_path):
     shutil.copytree(tiny_model, folder)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertForMaskedLM(BertConfig(vocab_size=2000, **sizes)).save_pretrained(folder)
+    capsys.readouterr()  # the bar of writing it
     error = refused("generate", folder, "--plan", tiny_plan, "--prompt", "Hello")
     assert "BertForMaskedLM does not generate text: it is an encoder" in error and "give a decoder" in error
 

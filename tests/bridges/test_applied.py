@@ -41,6 +41,16 @@ def test_the_model_is_bitwise_as_before(model: Any, tokens: Callable[..., Tensor
     assert torch.equal(model(ids).logits, logits)
 
 
+def test_a_path_or_a_text_is_told_how_to_become_a_plan(llama: Any) -> None:
+    for text in ("runs/demo/plan.json", Path("runs/demo/plan.json"), "causal & window(4)"):
+        with pytest.raises(
+            TypeError,
+            match=r"plan must be a Plan, .*, got the text '[^']+': load a plan file with "
+            r"attlas\.Plan\.load\(path\), read a pattern's text with attlas\.parse\(text\)",
+        ):
+            bridges.applied._patterns(text, wiring(llama))  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def test_also_after_an_exception(llama: Any, tokens: Callable[..., Tensor]) -> None:
     ids = tokens(2, 20)
