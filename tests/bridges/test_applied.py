@@ -58,8 +58,8 @@ def test_a_path_or_a_text_is_told_how_to_become_a_plan(isolated_python: Callable
         said.splitlines(), ["runs/demo/plan.json"] * 2 + ["causal & window(4)"], strict=True
     ):
         assert line == (
-            f"plan must be a Plan, one pattern, or one per layer, got the text {text!r}: load a plan file with "
-            "attlas.Plan.load(path), read a pattern's text with attlas.parse(text)"
+            f"plan must be a Plan, one pattern, or one per layer, got the text {text!r}: load a plan file "
+            "with attlas.Plan.load(path), read a pattern's text with attlas.parse(text)"
         )
 
 
