@@ -62,10 +62,31 @@ def test_options_are_frozen():
     assert found == OPTIONS
 
 
+def test_defaults_are_frozen():
+    group = typer.main.get_command(app)
+    tune = {parameter.name: parameter.default for parameter in group.commands["tune"].params}
+    assert tune == {
+        "model": None,
+        "budget": 0.5,
+        "lengths": "1024,2048",
+        "extend": None,
+        "data": "python-docs",
+        "out": None,
+        "seed": 0,
+        "needles": 40,
+        "also": "0.35,0.25",
+        "timing": True,
+        "fresh": False,
+    }
+    generate = {parameter.name: parameter.default for parameter in group.commands["generate"].params}
+    assert (generate["max_new_tokens"], generate["sample"], generate["temperature"]) == (128, False, None)
+
+
 def test_help_teaches(attlas_says):
     code, text, _ = attlas_says("--help")
     assert code == 0
-    for words in ("attlas tune demo --out runs/demo", "Exit codes", *OPTIONS):
+    panels = ("On a model", "On the atlas and on patterns")
+    for words in ("attlas tune demo --out runs/demo", "Exit codes", "The atlas holds", *panels, *OPTIONS):
         assert words in text
 
 
@@ -116,7 +137,21 @@ def test_explain_binds_the_length(attlas_says):
 
 
 def test_explain_refuses_what_is_no_pattern(refused):
-    assert "windw" in refused("explain", "causal & windw(3)")
+    error = refused("explain", "causal & windw(3)")
+    assert "'windw' is not a pattern (did you mean 'window'?); known: causal, dense, distance, " in error
+    error = refused("explain", "causal & (window(3)")
+    assert "'(' was never closed, at '(window(3)'; known: causal, dense, distance, " in error
+
+
+def test_explain_counts_as_the_layout_does(attlas_says):
+    from attlas.pattern import Tokens, parse
+
+    text = "causal & (window(100) | sink(4))"
+    layout = parse(text).layout(Tokens(512), Tokens(512))
+    assert layout.pairs < layout.computed < 512 * 512
+    code, shown, _ = attlas_says("explain", text, "--length", "512")
+    assert code == 0 and f"pairs     {layout.pairs:,}, " in shown
+    assert f"computed  {layout.computed:,} in tiles, {layout.pairs / layout.computed:.0%} of them" in shown
 
 
 def test_claim_needs_a_name_or_all(refused):
@@ -195,14 +230,17 @@ def tiny_run(tiny_model, tmp_path):
         (["--data", "no-such-text"], "unknown data 'no-such-text'"),
     ],
 )
-def test_tune_refuses_before_the_model_is_loaded(refused, tiny_run, monkeypatch, options, text):
+def test_tune_refuses_before_the_model_is_loaded(refused, tiny_run, tmp_path, monkeypatch, options, text):
     monkeypatch.delattr("attlas.bridges.loading._from_pretrained")
     assert text in refused(*tiny_run, *options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tune_refuses_lengths_above_the_context(refused, tiny_run):
-    assert "above the context of 2048" in refused(*tiny_run, "--lengths", "512,4096", "--extend", "4096")
-    assert "above the context of 2048" in refused(*tiny_run, "--extend", "4096")
+    assert "lengths asks for 4096 tokens, above the context of 2048" in refused(
+        *tiny_run[:2], *tiny_run[-2:], "--lengths", "512,4096"
+    )
+    assert "extend asks for 4096 tokens, above the context of 2048" in refused(*tiny_run, "--extend", "4096")
 
 
 def test_tune_refuses_too_little_text(refused, tiny_run, tmp_path):
@@ -213,11 +251,36 @@ def test_tune_refuses_too_little_text(refused, tiny_run, tmp_path):
 def test_tune_refuses_a_folder_that_cannot_be_written(refused, tiny_run, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert "cannot write" in refused(*tiny_run, "--out", tmp_path / "file" / "run")
+    error = refused(*tiny_run, "--out", tmp_path / "file")
+    assert "file is a file, but a folder is needed (out, --out); give another name" in error
 
 
 def test_tune_refuses_without_memory(refused, tiny_run, monkeypatch):
     monkeypatch.setattr("attlas._common.machine._meminfo", lambda field: 1024**2)
     assert "not enough memory" in refused(*tiny_run)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--extend", "4096"],
+        ["--budget", "0.001"],
+        ["--data", "short.txt"],
+        ["--out", "new/run", "--extend", "4096"],
+    ],
+)
+def test_a_refused_run_leaves_no_folder_behind(refused, tiny_run, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("Hardly anything.")
+    refused(*tiny_run, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_a_model_that_is_not_found_leaves_no_folder_behind(refused, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    error = refused("tune", "someone/modl")
+    assert "someone/modl is neither a folder, a GGUF file nor 'demo', nor on the hub" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_tune_writes_plan_and_report_and_goes_on_where_it_was(attlas_says, refused, tiny_run, tmp_path):
@@ -236,6 +299,11 @@ def test_tune_writes_plan_and_report_and_goes_on_where_it_was(attlas_says, refus
     code, text, _ = attlas_says("report", run)
     assert code == 0 and "uniform window" in text
     assert "holds a run of other settings" in refused(*tiny_run, "--seed", "1")
+    part = run / "state" / "scores-plan-512.json"
+    part.write_text(part.read_text()[:100])
+    error = refused(*tiny_run)
+    assert f"{part}, which the run needs to go on, is damaged (not valid JSON: " in error
+    assert "delete it: the same command computes this part again" in error
 
 
 def test_a_model_that_is_none(refused, tmp_path):
@@ -303,5 +371,45 @@ def test_generate_answers(attlas_says, tiny_model, tiny_plan):
     assert code == 0
 
 
+def test_a_temperature_means_sampling(attlas_says, tiny_model, tiny_plan):
+    command = ["generate", tiny_model, "--plan", tiny_plan, "--prompt", "Hello", "--max-new-tokens", "16"]
+    likeliest = attlas_says(*command)[1]
+    assert attlas_says(*command, "--seed", "1")[1] == likeliest
+    hot = [*command, "--temperature", "5"]
+    assert attlas_says(*hot)[1] != likeliest
+    assert attlas_says(*hot, "--sample") == attlas_says(*hot)
+    assert attlas_says(*hot, "--seed", "1")[1] != attlas_says(*hot)[1]
+
+
+def test_generate_refuses_what_is_longer_than_the_context(refused, tiny_model, tiny_plan):
+    command = ["generate", tiny_model, "--plan", tiny_plan, "--prompt", "a", "--raw"]
+    error = refused(*command, "--max-new-tokens", "2048")
+    assert "the prompt has 1 tokens and up to 2048 are to be written: 2049 together, above the " in error
+    assert "context of 2048 of tiny-llama" in error and "lower max_new_tokens (--max-new-tokens)" in error
+
+
+def test_generate_refuses_without_memory(refused, tiny_model, tiny_plan, monkeypatch):
+    monkeypatch.setattr("attlas._common.machine._meminfo", lambda field: 1024)
+    command = ["generate", tiny_model, "--plan", tiny_plan, "--prompt", "Hello", "--beams", "3"]
+    error = refused(*command)
+    assert "not enough memory for 1" in error and "tokens in 3 beams: about " in error
+    assert "shorten the prompt, or write fewer tokens or with fewer beams" in error
+
+
+def test_generate_refuses_encoders(refused, capsys, tiny_model, tiny_plan, tmp_path):
+    import shutil
+
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_model, folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=2000, **sizes)).save_pretrained(folder)
+    capsys.readouterr()  # the bar of writing it
+    error = refused("generate", folder, "--plan", tiny_plan, "--prompt", "Hello")
+    assert "BertForMaskedLM does not generate text: it is an encoder" in error and "give a decoder" in error
+
+
 def test_report_of_no_run(refused, tmp_path):
     assert "results.json" in refused("report", tmp_path)
+    assert "nosuch is not a folder; give the output folder of a tune run" in refused("report", "nosuch")

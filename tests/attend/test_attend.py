@@ -97,6 +97,16 @@ def test_automatic_choice(options: dict[str, Any], wanted: str) -> None:
             attend(*tensors, strict=True, **options)
 
 
+def test_explain_tells_the_exact_pairs_of_a_pattern_whatever_the_backend_computes() -> None:
+    # Rows 0..31 see 1..32 keys, the other 224 see 32: 528 + 224 * 32 in each of 4 heads.
+    exact, whole = 4 * (528 + 224 * 32), 4 * 256 * 256
+    for backend in ("block", "rows", "sdpa"):
+        text = explain(*qkv(256), pattern=causal() & window(32), backend=backend)
+        assert f"pairs       {exact} of the pattern, a density of {exact / whole:.1%}; " in text
+    assert f"{whole} computed, {exact / whole:.0%} of them useful" in text  # sdpa masks the square
+    assert f"pairs       {whole} of the pattern, a density of 100.0%; {whole} computed" in explain(*qkv(256))
+
+
 def test_a_named_backend_refuses_by_name() -> None:
     with pytest.raises(
         ValueError, match="backend 'sdpa' cannot run this request: it has no gate; use backend='auto'"

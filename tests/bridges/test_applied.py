@@ -41,6 +41,28 @@ def test_the_model_is_bitwise_as_before(model: Any, tokens: Callable[..., Tensor
     assert torch.equal(model(ids).logits, logits)
 
 
+def test_a_path_or_a_text_is_told_how_to_become_a_plan(isolated_python: Callable[..., str]) -> None:
+    said = isolated_python(
+        "from pathlib import Path",
+        "from transformers import LlamaConfig, LlamaForCausalLM",
+        "import attlas",
+        "sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)",
+        "model = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes))",
+        "for text in ('runs/demo/plan.json', Path('runs/demo/plan.json'), 'causal & window(4)'):",
+        "    try:",
+        "        with attlas.applied(model, text): pass",
+        "    except TypeError as error:",
+        "        print(error)",
+    )
+    for line, text in zip(
+        said.splitlines(), ["runs/demo/plan.json"] * 2 + ["causal & window(4)"], strict=True
+    ):
+        assert line == (
+            f"plan must be a Plan, one pattern, or one per layer, got the text {text!r}: load a plan file "
+            "with attlas.Plan.load(path), read a pattern's text with attlas.parse(text)"
+        )
+
+
 @torch.no_grad()
 def test_also_after_an_exception(llama: Any, tokens: Callable[..., Tensor]) -> None:
     ids = tokens(2, 20)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -95,18 +95,89 @@ def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path, cache: Path) 
     assert list(cache.iterdir()) == []
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what the hub answers (None: it has the model), counts requests, and whether a copy is cached."""
+    import huggingface_hub
 
-    def fail(*args: Any, **kwargs: Any) -> None:
-        assert kwargs["local_files_only"] is False
-        raise OSError("We couldn't connect to the hub\nmore text")
+    class Hub:
+        answer: Exception | None = None
+        cached: str | None = None
+        asked: list[tuple[str, float]]
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    found = Hub()
+    found.asked = []
+
+    def ask(url: str, *, timeout: float) -> None:
+        found.asked.append((url, timeout))
+        if found.answer is not None:
+            raise found.answer
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: found.cached)
+    return found
+
+
+def error_of_the_hub(kind: str) -> Exception:
+    from huggingface_hub import errors
+
+    class Response:
+        headers: ClassVar[dict[str, str]] = {}
+        request = None
+
+    made = getattr(errors, kind)
+    return made("401 Client Error", response=Response()) if kind != "LocalEntryNotFoundError" else made("x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("RepositoryNotFoundError", r"the hub has no model of this name that this login may read; check"),
+        ("GatedRepoError", r"the hub asks for a login that may read it \(hf auth login\)"),
+        ("RemoteEntryNotFoundError", r"repository of this name has no config\.json"),
+    ],
+)
+def test_a_name_that_the_hub_does_not_serve(hub: Any, kind: str, message: str) -> None:
+    hub.answer = error_of_the_hub(kind)
     with pytest.raises(
-        UsageError, match=r"'someone/model' is no local folder or file, and loading it from the hub"
+        UsageError, match=rf"^someone/model is neither a folder, .* nor on the hub: .*{message}"
     ):
         load_model("someone/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.delattr(transformers.AutoConfig, "from_pretrained")  # would repeat its request for 30 s
+    hub.answer = ConnectionError("Name or service not known\nmore text")
+    with pytest.raises(
+        UsageError,
+        match=r"^someone/modl is neither a folder, a GGUF file nor 'demo', nor on the hub: the hub cannot be "
+        r"reached \(Name or service not known\); check the network and the spelling$",
+    ):
+        load_model("someone/modl")
+    assert hub.asked == [("https://huggingface.co/someone/modl/resolve/main/config.json", 5.0)]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_download_is_read_without_the_hub(
+    hub: Any, llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    import transformers
+
+    hub.answer = None if reachable else ConnectionError("no network")
+    hub.cached = str(tmp_path / "config.json")
+    asked: list[Any] = []
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        asked.append(kwargs["local_files_only"])
+        raise OSError("No space left on device\nmore text")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    message = r"cannot be loaded from the hub" if reachable else r"is not a model that can be loaded"
+    with pytest.raises(UsageError, match=rf"^someone/model {message}: No space left on device"):
+        load_model("someone/model")
+    assert asked == [not reachable]
 
 
 def test_a_local_folder_never_asks_the_hub(

@@ -1,6 +1,7 @@
 """The whole run on a tiny model: its files, resuming after a kill at every part, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ from attlas._common.errors import UsageError
 from attlas.pattern import Plan
 from attlas.report import load_run
 from attlas.tasks import TextSource
-from attlas.tune import Calibration, Settings, Silent, Study, tune
-from attlas.tune import settings as settings_module
+from attlas.tune import Calibration, Settings, Silent, Study, limits, tune
 from attlas.tune import store as store_module
 from attlas.tune.progress import as_progress
 from tasks.tiny import WORDS, tiny_model, tiny_tokenizer
@@ -188,13 +188,21 @@ def test_without_a_folder_only_the_plan_is_made():
         ({"lengths": (1024, 768)}, r"lengths must be given and increase, such as 1024,2048, got 1024, 768"),
         ({"lengths": ()}, r"lengths must be given and increase, such as 1024,2048, got none"),
         ({"lengths": (768, 1000)}, r"lengths must be multiples of the block of 64 tokens, got 1000"),
-        ({"extend": 512}, r"extend must be at least the last of lengths \(1024\), got 512; leave it out"),
+        (
+            {"extend": 512},
+            r"extend must be at least the last of lengths \(1024\), got 512; give 1024 to plan for the",
+        ),
         ({"extend": 8192}, r"extend asks for 8192 tokens, above the context of 4096 of "),
         (
-            {"lengths": (1024, 8192), "extend": None},
+            {"lengths": (1024, 8192), "extend": 8192},
             r"lengths asks for 8192 tokens, above the context of 4096",
         ),
-        ({"budget": 0.01}, r"no plan keeps the density at or below 0.01 at 768"),
+        ({"lengths": (1024, 8192), "extend": None}, r"lengths asks for 8192 tokens, above the context of"),
+        (
+            {"budget": 0.01},
+            r"budget 0.01 cannot be met at 768 tokens, where the smallest rule keeps 128 tokens, a density "
+            r"of 0.1667; raise the budget or use longer lengths",
+        ),
         (
             {"calibration": Calibration(needle=1, text=0, per_item=9)},
             r"per_item must be at most 6, the number",
@@ -203,7 +211,23 @@ def test_without_a_folder_only_the_plan_is_made():
 )
 def test_bad_settings_say_what_is_wrong(changes, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        run(tmp_path, **changes)
+        run(tmp_path / "new" / "run", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_part_is_named_and_computed_again_once_deleted(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    # Of a baseline: a run that only misses one leaves it out, a damaged file must not look like that.
+    part, profile = folder / "state" / "search-per_layer.json", folder / "state" / "profile.safetensors"
+    part.write_text("{}")
+    with pytest.raises(UsageError, match=r"search-per_layer\.json, which the run needs to go on, is damaged"):
+        run(folder)
+    part.unlink()
+    profile.write_bytes(profile.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"profile\.safetensors is damaged .*; delete it and profile again"):
+        run(folder)
+    profile.unlink()
+    assert run(folder) == Plan.load(finished / "plan.json")
 
 
 def test_bad_calibration_settings_are_refused():
@@ -238,12 +262,12 @@ def test_unknown_data_and_an_unwritable_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match="unknown data 'wikipedia'"):
         tune(MODEL, TOKENIZER, "wikipedia", out=tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"cannot write .*file"):
+    with pytest.raises(UsageError, match=r"file is a file, but a folder is needed \(out, --out\)"):
         run(tmp_path / "file")
 
 
 def test_not_enough_memory_is_said_before_starting(monkeypatch, tmp_path):
-    monkeypatch.setattr(settings_module, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(limits, "available_memory", lambda: 1 << 20)
     with pytest.raises(
         UsageError, match=r"not enough memory for 1280 tokens: about \d.* GiB .* 0.0 GiB are available"
     ):
@@ -255,7 +279,48 @@ def test_the_validation_length_is_never_profiled():
         settings = Settings(lengths=lengths, extend=lengths[-1])
         assert settings.validation not in lengths and settings.validation % 64 == 0
         assert settings.extension is None and settings.all_lengths == lengths
-    assert Settings().validation == 1536 and Settings().extension == 4096
+    assert Settings().validation == 1536
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context", "extend", "extension"),
+    [
+        ((1024, 2048), None, 4096, 4096),
+        ((1024, 2048), 8192, 4096, 4096),
+        ((1024, 2048), 3000, 2944, 2944),  # whole blocks of 64
+        ((1024, 2048), 2048, 2048, None),
+        ((4096, 8192), 131072, 8192, None),
+    ],
+)
+def test_the_extension_follows_lengths_and_context(lengths, context, extend, extension):
+    found = Settings(lengths=lengths).within(context)
+    assert (found.extend, found.extension) == (extend, extension)
+    assert found.to_dict()["extend"] == extend
+    assert Settings(lengths=lengths, extend=lengths[-1] + 64).within(context).extend == lengths[-1] + 64
+
+
+def test_an_extension_that_the_context_cuts_is_noted(monkeypatch):
+    notes = []
+    assert limits.fitted(MODEL, Settings(), "tiny", notes).extension == 4096 and not notes
+    monkeypatch.setattr(MODEL.config, "max_position_embeddings", 3000)
+    assert limits.fitted(MODEL, Settings(), "tiny", notes).extension == 2944
+    monkeypatch.setattr(MODEL.config, "max_position_embeddings", 2048)
+    assert limits.fitted(MODEL, Settings(), "tiny", notes).extension is None
+    assert notes == [
+        "the extension is 2944 tokens: the context of tiny is 3000 tokens",
+        "no extension: the context of tiny is 2048 tokens",
+    ]
+    with pytest.raises(UsageError, match=r"lengths asks for 4096 tokens, above the context of 2048 of tiny"):
+        limits.fitted(MODEL, Settings(lengths=(1024, 4096)), "tiny", notes)
+
+
+def test_the_memory_of_an_answer_grows_with_what_the_plan_keeps():
+    config = MODEL.config
+    item, kv_heads = next(MODEL.parameters()).element_size(), config.num_key_value_heads
+    cache = 2 * config.num_hidden_layers * kv_heads * config.head_dim * item
+    dense, half = (limits.answer_memory(MODEL, 100, 28, kept=kept, rows=1) for kept in (1.0, 0.5))
+    assert dense - half == 64 * cache
+    assert limits.answer_memory(MODEL, 100, 28, kept=1.0, rows=3) == 3 * dense
 
 
 def test_progress_must_be_usable():

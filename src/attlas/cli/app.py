@@ -18,14 +18,14 @@ except ModuleNotFoundError as missing:  # the core installs without the tool's p
 import attlas
 from attlas._common.errors import UsageError
 
-__all__ = ["app", "command", "main"]
+__all__ = ["ATLAS", "MODELS", "app", "command", "main"]
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 HELP = """
-Finds, for each head of a pretrained transformer, the attention that it needs, applies it without training, \
-and reports what was gained and lost.
+Shrinks the key-value cache of a pretrained transformer without training: finds how far back each attention \
+head has to look, lets the model run with just that, and reports what was gained and lost.
 
 [bold]First steps[/bold]
 
@@ -35,14 +35,20 @@ and reports what was gained and lost.
 
   attlas explain "causal & (window(256) | sink(4))" --length 4096
 
-The first tunes SmolLM2-135M, without a network, in an estimated 25 minutes, and writes runs/demo/report.html.
+The first tunes SmolLM2-135M, without a network, in an estimated 25 minutes. It writes runs/demo/report.html \
+to read, and runs/demo/plan.json, the plan: what each head may see. The second answers with that plan. The \
+third needs no model: it draws a pattern, here a window of 256 tokens and the first 4.
 
 [bold]A MODEL[/bold] is a folder with a Hugging Face model, a GGUF file, the name of a model on the hub, or \
 [bold]demo[/bold].
 
+[bold]The atlas[/bold] holds published attention systems: what each one is, how this version differs from \
+the official code, and a claim of its paper that can be measured again here.
+
 [bold]Exit codes[/bold]: 0 done; 2 the input cannot work, the message says why; 130 interrupted: the same \
 command again continues.
 """
+MODELS, ATLAS = "On a model", "On the atlas and on patterns"
 
 app = typer.Typer(
     name="attlas",
@@ -65,8 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command(function: _Function) -> _Function:
-    """Registers a command; a UsageError becomes its message and exit code 2, Ctrl-C becomes 130."""
+def command(panel: str) -> Callable[[_Function], _Function]:
+    """Registers a command in a panel of the help; see `_guarded` for its exit codes."""
+
+    def register(function: _Function) -> _Function:
+        app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(_guarded(function))
+        return function
+
+    return register
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """A UsageError becomes its message and exit code 2, Ctrl-C becomes 130."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -79,8 +95,7 @@ def command(function: _Function) -> _Function:
             print("attlas: interrupted; run the same command again to continue", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
-    app.command(function.__name__.rstrip("_"))(run)
-    return function
+    return run
 
 
 def _show_version(asked: bool) -> bool:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from attlas._common.errors import UsageError
 from attlas._common.files import to_json
-from attlas.cli.app import command
+from attlas.cli.app import ATLAS, command
 
 __all__ = ["claim", "explain", "list_", "show"]
 
@@ -21,7 +21,7 @@ SHADES = " .:-=+*#"
 SHOWN_HEADS = 4
 
 
-@command
+@command(ATLAS)
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -38,7 +38,7 @@ def list_(
     Console().print(table)
 
 
-@command
+@command(ATLAS)
 def show(
     name: Annotated[str, typer.Argument(help="A name that attlas list shows.", show_default=False)],
 ) -> None:
@@ -65,7 +65,7 @@ def show(
         say(f"Measure it: attlas claim {card.key} (about {claim.minutes:.0f} minutes)")
 
 
-@command
+@command(ATLAS)
 def claim(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names that attlas list shows.", show_default=False)
@@ -106,7 +106,7 @@ def claim(
         print(to_json(results if len(results) > 1 else results[0]), end="")
 
 
-@command
+@command(ATLAS)
 def explain(
     pattern: Annotated[str, typer.Argument(help='For instance "causal & (window(256) | sink(4))".')],
     length: Annotated[int, typer.Option(min=1, help="Number of tokens.")] = 1024,

@@ -1,6 +1,7 @@
 """Patterns as JSON and as text: ``"causal & (window(256) | sink(4))"`` and back."""
 
 import ast
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -52,12 +53,22 @@ def parse(text: str) -> Pattern:
     """Inverse of ``str(pattern)``; ValueError shows what is not understood. Nothing is executed."""
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read pattern {text!r}: {error}") from error
+    except SyntaxError as error:
+        rest = text.strip()[max((error.offset or 1) - 1, 0) :]
+        raise _unread(text, f"{error.msg}, at {rest!r}") from error
+    except ValueError as error:
+        raise _unread(text, str(error)) from error
     result = _parse(tree.body, text)
     if not isinstance(result, Pattern):
-        raise ValueError(f"cannot read pattern {text!r}: it is a {type(result).__name__}, not a pattern")
+        raise _unread(text, f"it is a {type(result).__name__}, not a pattern")
     return result
+
+
+def _unread(text: str, reason: str) -> ValueError:
+    known = ", ".join(_makers())
+    return ValueError(
+        f"cannot read pattern {text!r}: {reason}; known: {known}, joined by & | - ~ and brackets"
+    )
 
 
 def _known() -> list[str]:
@@ -133,26 +144,28 @@ def _parse(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         named = {word.arg: _parse(word.value, text) for word in node.keywords if word.arg is not None}
         return _build(node.func.id, [_parse(part, text) for part in node.args], named, text)
-    raise ValueError(f"cannot read pattern {text!r}: {ast.unparse(node)!r} is not understood")
+    raise _unread(text, f"{ast.unparse(node)!r} is not understood")
 
 
 def _pattern(node: ast.expr, text: str) -> Pattern:
     result = _parse(node, text)
     if not isinstance(result, Pattern):
-        raise ValueError(f"cannot read pattern {text!r}: {ast.unparse(node)!r} is not a pattern")
+        raise _unread(text, f"{ast.unparse(node)!r} is not a pattern")
     return result
 
 
+def _makers() -> dict[str, Any]:
+    """What a name in a text builds: the recipes, and the sizes that they take."""
+    recipes = {name: kind for name, kind in REGISTRY.items() if kind not in (Opaque, And, Or, Minus, Not)}
+    sizes: dict[str, Any] = {"elastic": Elastic, "mean": lambda parts, **kw: mean_of(list(parts), **kw)}
+    return dict(sorted(recipes.items())) | sizes
+
+
 def _build(name: str, given: list[Any], named: dict[str, Any], text: str) -> Any:
-    makers: dict[str, Any] = {"elastic": Elastic, "mean": lambda parts, **kw: mean_of(list(parts), **kw)}
-    kind = REGISTRY.get(name)
-    if kind is not None and kind not in (Opaque, And, Or, Minus, Not):
-        makers[name] = kind
+    makers = _makers()
     if name not in makers:
-        known = [*(n for n in _known() if n not in ("and", "or", "minus", "not")), *makers]
-        raise ValueError(
-            f"cannot read pattern {text!r}: {name!r} is not a pattern; known: {', '.join(known)}"
-        )
+        near = difflib.get_close_matches(name, makers, 1)
+        raise _unread(text, f"{name!r} is not a pattern" + (f" (did you mean {near[0]!r}?)" if near else ""))
     try:
         return makers[name](*given, **named)
     except TypeError as error:

@@ -1,18 +1,16 @@
 """What a tuning run is asked for, and the checks that are made before it starts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
-
 from attlas._common.errors import UsageError
-from attlas._common.machine import available_memory
 
-__all__ = ["Calibration", "Settings", "check_memory", "check_model", "needed_memory"]
+__all__ = ["Calibration", "Settings"]
 
-GIB = 1 << 30
+# Twice the last of the default lengths, as far as the paper extends its own (8192 to 16384).
+EXTENSION = 4096
 TAGS = ("needle", "text", "passage")
 
 
@@ -71,8 +69,9 @@ class Calibration:
 class Settings:
     """Everything that decides a run's outcome; a folder holds the run of one of these.
 
-    `extend`: longest length that the plan is made for (None: the last of `lengths`). `needles` per length in
-    `per_item` facts per context, in the extension length `extend_per_item`; 0: no evaluation.
+    `extend`: longest length that the plan is made for; None: 4096, as far as the model's context reaches and
+    never below the last of `lengths`, which means no extension. `needles` per length in `per_item` facts per
+    context, in the extension length `extend_per_item`; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
     `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget.
     `text_rise`: nats by which the loss of plain passages may rise over dense in the validation; a plan that
@@ -82,7 +81,7 @@ class Settings:
 
     budget: float = 0.5
     lengths: tuple[int, ...] = (1024, 2048)
-    extend: int | None = 4096
+    extend: int | None = None
     seed: int = 0
     needles: int = 40
     per_item: int = 4
@@ -110,8 +109,8 @@ class Settings:
             raise UsageError(f"lengths must be given and increase, such as 1024,2048, got {_listed(lengths)}")
         if self.extend is not None and self.extend < lengths[-1]:
             raise UsageError(
-                f"extend must be at least the last of lengths ({lengths[-1]}), got {self.extend}; leave it "
-                "out to plan for the profiled lengths only"
+                f"extend must be at least the last of lengths ({lengths[-1]}), got {self.extend}; give "
+                f"{lengths[-1]} to plan for the profiled lengths only"
             )
         odd = [length for length in self.all_lengths if length % self.block]
         if odd:
@@ -131,12 +130,22 @@ class Settings:
     @property
     def extension(self) -> int | None:
         """The length beyond the profiled ones; None where there is none."""
-        return self.extend if self.extend is not None and self.extend > self.lengths[-1] else None
+        longest = EXTENSION // self.block * self.block if self.extend is None else self.extend
+        return longest if longest > self.lengths[-1] else None
 
     @property
     def all_lengths(self) -> tuple[int, ...]:
         """Profiled lengths and the extension."""
         return self.lengths if self.extension is None else (*self.lengths, self.extension)
+
+    def within(self, context: int | None) -> "Settings":
+        """`extend` as a number: what was asked for, else as far as the model's context reaches."""
+        if self.extend is not None:
+            return self
+        longest = self.all_lengths[-1]
+        if context is not None:
+            longest = min(longest, context // self.block * self.block)
+        return replace(self, extend=max(longest, self.lengths[-1]))
 
     @property
     def validation(self) -> int:
@@ -159,51 +168,6 @@ class Settings:
             for name in names
             if other.get(name) != mine[name]
         ]
-
-
-def check_model(model: nn.Module, settings: Settings, name: str) -> None:
-    """Raise UsageError where the model's context is shorter than a length."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = settings.all_lengths[-1]
-    if isinstance(context, int) and longest > context:
-        what = "extend" if longest == settings.extension else "lengths"
-        raise UsageError(
-            f"{what} asks for {longest} tokens, above the context of {context} of {name}; use less"
-        )
-
-
-def needed_memory(model: nn.Module, settings: Settings) -> int:
-    """Estimated bytes beside the weights: the largest of profiling, evaluation and timing.
-
-    Profiling keeps the activations of one item for the backward pass, about 16 hidden and 4 inner vectors per
-    token and layer; evaluation the logits and per_item + 1 caches; timing the dense cache of 8 rows.
-    """
-    config: Any = model.config
-    item = next(model.parameters()).element_size()
-    layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or hidden // heads)
-    cache = 2 * layers * int(getattr(config, "num_key_value_heads", None) or heads) * width * item
-    vocabulary = int(config.vocab_size)
-    last, longest = settings.lengths[-1], settings.all_lengths[-1]
-    blocks = sum((length // settings.block) ** 2 for length in settings.lengths)
-    profiling = last * layers * (16 * hidden + 4 * inner) * item + 4 * 8 * layers * heads * blocks
-    per_item = settings.extend_per_item if settings.extension else settings.per_item
-    scoring = longest * (vocabulary * item + cache * (per_item + 2) + 8 * inner * item)
-    timing = 9 * longest * cache if settings.timing and settings.needles else 0
-    return max(profiling, scoring if settings.needles else 0, timing)
-
-
-def check_memory(model: nn.Module, settings: Settings) -> None:
-    """Raise UsageError where the estimate exceeds what is available (no check where that is unknown)."""
-    available, needed = available_memory(), needed_memory(model, settings)
-    if available is not None and needed > available:
-        raise UsageError(
-            f"not enough memory for {settings.all_lengths[-1]} tokens: about {needed / GIB:.1f} GiB are "
-            f"needed beside the weights, {available / GIB:.1f} GiB are available; use shorter lengths or a "
-            "smaller extend"
-        )
 
 
 def _listed(numbers: Any) -> str:

@@ -25,6 +25,7 @@ from attlas.tasks import TextSource, load_source, split_tokens, tokenise
 from attlas.tune.calibrate import CalibrationItem, build_calibration
 from attlas.tune.compare import Comparison
 from attlas.tune.evaluate import validation_losses
+from attlas.tune.limits import check_budget, check_memory, fitted
 from attlas.tune.plans import search_plans
 from attlas.tune.profile import Influence, profile
 from attlas.tune.progress import Progress, as_progress, counted
@@ -32,7 +33,7 @@ from attlas.tune.results import results
 from attlas.tune.rules import RuleSet, rule_grid
 from attlas.tune.search import Front
 from attlas.tune.select import select, spread
-from attlas.tune.settings import Calibration, Settings, check_memory, check_model
+from attlas.tune.settings import Calibration, Settings
 from attlas.tune.store import Store, digest
 
 __all__ = ["Study", "tune"]
@@ -49,7 +50,7 @@ def tune(
     *,
     budget: float = 0.5,
     lengths: Sequence[int] = (1024, 2048),
-    extend: int | None = 4096,
+    extend: int | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     needles: int | None = None,
@@ -62,9 +63,10 @@ def tune(
 
     model, tokenizer: a Hugging Face decoder (`bridges.load_model`); its type stays, bfloat16 is fastest.
     data: a known text (`tasks.SOURCES`), a UTF-8 file, or a TextSource. lengths: profiled, increasing,
-    multiples of 64. extend: the longest length that the plan is made for. out: folder of the run; the same
-    call goes on where a killed one stopped, `fresh` forgets that one. needles: facts asked at each length to
-    compare methods (default 40 with `out`; 0, and no comparison, without). options: fields of `Settings`.
+    multiples of 64. extend: the longest length that the plan is made for (default: 4096, or as far as the
+    model's context reaches). out: folder of the run; the same call goes on where a killed one stopped,
+    `fresh` forgets that one. needles: facts asked at each length to compare methods (default 40 with `out`;
+    0, and no comparison, without). options: fields of `Settings`.
 
     Writes `out`/plan.json and `out`/results.json, returns the plan. UsageError: text too short, lengths that
     do not fit the model or the memory, a folder with another run, a budget that no plan meets.
@@ -78,6 +80,9 @@ def tune(
     study = Study(model, tokenizer, source, settings, folder, as_progress(progress), fresh=fresh)
     try:
         return study.run()
+    except UsageError:
+        study.store.forget_refused()
+        raise
     finally:
         study.store.close()
 
@@ -97,14 +102,15 @@ class Study:
         fresh: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.source = model.eval(), tokenizer, source
-        self.settings, self.progress, self.notes = settings, progress, list[str]()
+        self.progress, self.notes = progress, list[str]()
         self.shape = describe(model)
         if not wiring(model).causal:
             raise UsageError(
                 f"{self.shape.name} is an encoder: tune needs a decoder, which answers questions; profile an "
                 "encoder with attlas.tune.profile"
             )
-        check_model(model, settings, self.shape.name)
+        self.settings = settings = fitted(model, settings, self.shape.name, self.notes)
+        check_budget(self.rules(), settings)
         check_memory(model, settings)
         longest = {"calibration": settings.lengths[-1], "selection": settings.validation}
         if settings.needles:
