@@ -74,11 +74,6 @@ def _multi_key(answer: float, exact: float) -> dict[str, Any]:
     return {"text_nll": 2.9, "answer_ce": 2 * answer, "exact": exact, "needles": 16, "by_depth": []}
 
 
-def _ragged_check() -> dict[str, Any]:
-    masked = {"text_nll": 2.914, "answer_ce": 0.3612, "exact": 0.8125, "needles": 16, "by_depth": []}
-    return {"length": 1024, "needles": 16, "masked": masked, "ragged": {**masked, "answer_ce": 0.3613}}
-
-
 def _method(
     name: str, label: str, budget: float | None, density: float, answer: float, exact: float
 ) -> dict[str, Any]:
@@ -104,7 +99,6 @@ def synthetic_results() -> dict[str, Any]:
         else:
             method["quality"].pop(str(EXTEND))
         methods.append(method)
-    methods[1]["ragged_check"] = _ragged_check()
     for budget in (0.35, 0.25):
         loss = 0.5 / budget
         methods.append(

@@ -76,7 +76,6 @@ def test_page_tells_everything(report):
         "Mean-attention plan",
         "Two facts of one kind 1,024 tokens",
         "the question tells them apart by their owner",
-        "scored through the deployed ragged cache",
         "50.0%90.490.0+0.4%6.452.001.4572%34.076.021.014.569%",
         "decode: <reference>",
         "bias with gradient & more",

@@ -111,10 +111,6 @@ def test_other_and_newer_schema(results, write_run):
             "methods[1].multi_key.1024.exact must be a share from 0 to 1 or null, got 2",
         ),
         (
-            lambda r: r["methods"][1]["ragged_check"].pop("length"),
-            "methods[1].ragged_check must be a complete raggedcheck entry with 'length'",
-        ),
-        (
             lambda r: r["methods"][1].update(name="dense"),
             "methods must be a list of different methods, got ['dense', 'dense'",
         ),
@@ -176,9 +172,6 @@ def test_rounding_is_no_damage(results, read_run):
     assert read_run(results).method("dense").density_at(1024) == 1.0
 
 
-def test_two_keys_and_the_deployed_cache_are_read(results, read_run):
+def test_two_keys_are_read(results, read_run):
     plan = read_run(results).method("plan")
     assert plan.multi_key[1024].needles == 16
-    assert plan.ragged_check.length == 1024
-    assert plan.ragged_check.masked.exact == plan.ragged_check.ragged.exact == 0.8125
-    assert read_run(results).method("dense").ragged_check is None

@@ -187,20 +187,6 @@ def test_more_found_than_by_dense(results, read_run):
     )
 
 
-def test_the_deployed_cache_is_one_line(results, read_run):
-    same = finding(read_run(results), "“Plan” at 1,024 tokens, 16 needles")
-    assert same.good is True
-    assert same.text == (
-        "“Plan” at 1,024 tokens, 16 needles, scored through the deployed ragged cache, against through a "
-        "masked full cache: exact match 81.2% against 81.2%, answer CE 0.3613 against 0.3612, text "
-        "NLL 2.9140 against 2.9140."
-    )
-    by_name(results, "plan")["ragged_check"]["ragged"]["exact"] = 0.75
-    assert finding(read_run(results), "“Plan” at 1,024 tokens").good is False
-    by_name(results, "plan").pop("ragged_check")
-    assert not any("ragged" in text for text in starts(read_run(results)))
-
-
 def test_two_keys(results, read_run):
     found = finding(read_run(results), "Two facts of one kind")
     assert found.good is True

@@ -1,6 +1,7 @@
 """What a run tells beside quality: times by method and length, and every fallback, also of a resumed run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,12 @@ import pytest
 from attlas._common.errors import UsageError
 from attlas.attend import record_fallback
 from attlas.tasks import TextSource
-from attlas.tune import Calibration, compare, study, tune
+from attlas.tune import Calibration, choice, compare, study, tune
 from tasks.tiny import WORDS, tiny_model, tiny_tokenizer
 
 TOKENIZER, MODEL = tiny_tokenizer(), tiny_model()
 SOURCE = TextSource("words", "none", "made for tests", WORDS)
-FEW = Calibration(needle=1, text=0, passage=1, per_item=2, validation_needle=1, validation_text=0)
+FEW = Calibration(needle=1, text=0, passage=1, per_item=2)
 OPTIONS = {
     "lengths": (768, 1024),
     "extend": None,
@@ -21,6 +22,7 @@ OPTIONS = {
     "per_item": 2,
     "calibration": FEW,
     "candidates": 2,
+    "validations": 1,
     "baseline_candidates": 1,
     "extra_budgets": (),
     "multi_key_needles": 0,
@@ -35,17 +37,17 @@ def run(folder: Path) -> dict:
 @pytest.fixture
 def telling(monkeypatch):
     """Validation and timing that fall back once each time; timing tells the length alone."""
-    losses = study.validation_losses
+    evaluate = choice.evaluate
 
     def validated(*args, **kwargs):
-        record_fallback("validated", "because")
-        return losses(*args, **kwargs)
+        happened = {"what": "validated", "why": "because", "count": 1}
+        return replace(evaluate(*args, **kwargs), fallbacks=(happened,))
 
     def measured(model, plan, length, rates):
         record_fallback("timed", "because")
         return {"prefill_seconds": float(length)}
 
-    monkeypatch.setattr(study, "validation_losses", validated)
+    monkeypatch.setattr(choice, "evaluate", validated)
     monkeypatch.setattr(compare, "measure", measured)
 
 
@@ -61,7 +63,7 @@ def test_fallbacks_of_selection_and_timing_are_told_once_more_when_resumed(telli
     found = run(tmp_path)
     counts = {row["what"]: row["count"] for row in found["fallbacks"]}
     assert counts["timed"] == len(compare.MAIN) + len(compare.EXTENDED)
-    # The dense passages, then every validated plan.
+    # The dense model, then every validated plan.
     validated = len(list((tmp_path / "state").glob("validation-*.json")))
     assert counts["validated"] >= validated > 2
     (tmp_path / "results.json").unlink()

@@ -9,8 +9,8 @@ import torch
 from attlas.bridges import applied, describe
 from attlas.pattern import uniform_plan
 from attlas.report.run import Timing
-from attlas.tasks import build_items, score_items, split_tokens, tokenise
-from attlas.tune import Evaluation, build_calibration, evaluate, response_loss, validation_losses
+from attlas.tasks import ItemScore, QuestionScore, build_items, score_items, split_tokens, tokenise
+from attlas.tune import Evaluation, evaluate, validation_losses
 from attlas.tune.evaluate import merge_fallbacks
 from attlas.tune.timing import Rates, measure, measure_rates
 from tasks.tiny import WORDS, tiny_model, tiny_tokenizer
@@ -62,14 +62,16 @@ def test_items_of_several_lengths_are_refused(items):
         evaluate(MODEL, [*items, *more])
 
 
-def test_validation_losses_by_tag():
-    options = {"needle": 1, "text": 2, "per_item": 2, "answer_tokens": 8}
-    items = build_calibration(MODEL, TOKENIZER, SPLITS["selection"], 832, **options)
-    dense, half = validation_losses(MODEL, items, None), validation_losses(MODEL, items, HALF)
-    assert {tag: len(losses) for tag, losses in dense.items()} == {"needle": 1, "text": 2}
-    with torch.inference_mode():
-        assert dense["text"] == [response_loss(MODEL, item).item() for item in items[1:]]
-    assert half["text"] != dense["text"]
+def scored(text: float, *questions: tuple[float, bool]) -> ItemScore:
+    return ItemScore(text, 10, tuple(QuestionScore(0.5, "pin", ce, exact) for ce, exact in questions))
+
+
+def test_validation_asks_for_what_the_dense_model_finds():
+    dense = [scored(20.0, (0.1, True), (3.0, False)), scored(30.0, (4.0, False))]
+    plan = [scored(25.0, (0.5, True), (1.0, True)), scored(31.0, (2.0, False))]
+    assert validation_losses(plan, dense) == {"needle": [0.5], "passage": [2.5, 3.1]}
+    blind = [scored(20.0, (0.1, False), (3.0, False)), scored(30.0, (4.0, False))]
+    assert validation_losses(plan, blind) == {"needle": [0.75, 2.0], "passage": [2.5, 3.1]}
 
 
 def test_fallbacks_are_merged():

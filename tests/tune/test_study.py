@@ -25,9 +25,6 @@ CALIBRATION = Calibration(
     passage=1,
     per_item=2,
     answer_tokens=12,
-    validation_needle=1,
-    validation_text=1,
-    validation_passage=1,
 )
 OPTIONS = {
     "lengths": (768, 1024),
@@ -37,6 +34,7 @@ OPTIONS = {
     "extend_per_item": 2,
     "calibration": CALIBRATION,
     "candidates": 4,
+    "validations": 2,
     "baseline_candidates": 2,
     "extra_budgets": (0.4,),
     "extra_needles": 2,
@@ -175,8 +173,7 @@ def test_without_a_folder_only_the_plan_is_made():
     said = []
     plan = run(None, needles=None, progress=said.append)
     assert plan.density(1024) <= 0.5
-    # One search per mix of calibration items.
-    assert said == ["calibrate", "profile", "search", "search", "search", "select"]
+    assert said == ["calibrate", "profile", *["search"] * len(CALIBRATION.weights()), "select"]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +232,8 @@ def test_bad_calibration_settings_are_refused():
         UsageError, match=r"calibration needs at least one item .*got 0 needle, 0 text, 0 passage"
     ):
         Calibration(needle=0, text=0, passage=0)
-    with pytest.raises(UsageError, match=r"validation needs at least one item"):
-        Calibration(validation_needle=0, validation_text=0, validation_passage=0)
+    with pytest.raises(UsageError, match=r"validations must be >= 1, got 9, 3 and 0"):
+        Settings(validations=0)
     with pytest.raises(
         UsageError, match=r"mixes are weights >= 0 of \(needle, text, passage\), got \(\(0.0, 0.0, 0.0\),\)"
     ):

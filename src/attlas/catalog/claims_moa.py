@@ -28,7 +28,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
     model, tokenizer = load_model("demo")
     lengths = (CONTEXT, 2 * CONTEXT) if long else (CONTEXT,)
     # Fewer items than a run of `attlas tune`, so that a seed takes about 4 minutes on 2 cores.
-    few = Calibration(needle=3, text=1, passage=2, validation_needle=2, validation_passage=2)
+    few = Calibration(needle=3, text=1, passage=2)
     tune(
         model,
         tokenizer,
@@ -40,7 +40,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
         extra_budgets=(),
         multi_key_needles=0,
         calibration=Calibration() if long else few,
-        candidates=6,
+        candidates=8 if long else 4,
+        validations=8 if long else 5,
         timing=False,
         out=folder,
         seed=seed,

@@ -10,7 +10,7 @@ from attlas.report.run import Method, Quality, Run
 
 __all__ = [
     "FEW_NEEDLES", "Finding", "Three", "against", "answers", "at_lengths", "exact", "extension",
-    "few_needles", "judged", "multi_key", "not_compared", "ragged_check", "text",
+    "few_needles", "judged", "multi_key", "not_compared", "text",
 ]  # fmt: skip
 
 # Asked of a plan at half the cache before anything was measured; shown for every budget.
@@ -228,27 +228,6 @@ def _side_by_side(dense: Quality, plan: Quality, uniform: Quality) -> str:
             parts.append(f"{title} {', '.join(known)}")
     count = f" ({plan.needles} needles)" if parts and plan.needles else ""
     return "; ".join(parts) + count
-
-
-def ragged_check(method: Method) -> Finding | None:
-    """The deployed cache beside the masked one, through which all other figures were scored."""
-    check = method.ragged_check
-    if check is None:
-        return None
-    pairs = (
-        ("exact match", ".1%", check.ragged.exact, check.masked.exact),
-        ("answer CE", ".4f", check.ragged.answer_ce, check.masked.answer_ce),
-        ("text NLL", ".4f", check.ragged.text_nll, check.masked.text_nll),
-    )
-    known = [(title, digits, r, m) for title, digits, r, m in pairs if r is not None and m is not None]
-    if not known:
-        return None
-    count = f", {check.needles} needles" if check.needles else ""
-    said = ", ".join(f"{title} {r:{digits}} against {m:{digits}}" for title, digits, r, m in known)
-    same = all(abs(r - m) <= (0 if title == "exact match" else SAME_ANSWER * m) for title, _, r, m in known)
-    name = f"“{method.label}” at {check.length:,} tokens{count}"
-    way = "scored through the deployed ragged cache, against through a masked full cache"
-    return Finding(f"{name}, {way}: {said}.", same)
 
 
 def _unequal(plan: Method, other: Method, lengths: Sequence[int]) -> str:

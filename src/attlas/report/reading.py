@@ -20,7 +20,6 @@ from attlas.report.run import (
     Method,
     ParetoPoint,
     Quality,
-    RaggedCheck,
     Run,
     Stage,
     Timing,
@@ -65,7 +64,7 @@ KINDS = {
     "batch": POSITIVE, "prefill_batch": POSITIVE, "kv_bytes": COUNT, "kv_bytes_bound": COUNT,
     "what": TEXT, "why": TEXT, "count": POSITIVE, "name": TEXT, "resumed": TRUTH,
 }  # fmt: skip
-NESTED = ("by_depth", "masked", "ragged")
+NESTED = ("by_depth",)
 MODEL = {
     "name": TEXT, "family": TEXT, "layers": POSITIVE, "heads": POSITIVE, "kv_heads": POSITIVE,
     "parameters": COUNT,
@@ -165,13 +164,6 @@ class _Reader:
     def timing(self, value: Any, where: str) -> Timing:
         return self.entry(Timing, value, where)
 
-    def ragged_check(self, value: Any, where: str) -> RaggedCheck | None:
-        if value is None:
-            return None
-        raw = self.object(value, where)
-        masked, ragged = (self.quality(raw.get(name), f"{where}.{name}") for name in ("masked", "ragged"))
-        return self.entry(RaggedCheck, {"needles": None, **raw}, where, masked=masked, ragged=ragged)
-
     def method(self, value: Any, where: str) -> Method:
         raw = self.object(value, where)
         name = raw.get("name")
@@ -185,7 +177,6 @@ class _Reader:
             quality=self.by_length(raw.get("quality"), f"{where}.quality", self.quality),
             time=self.by_length(raw.get("time"), f"{where}.time", self.timing),
             multi_key=self.by_length(raw.get("multi_key"), f"{where}.multi_key", self.quality),
-            ragged_check=self.ragged_check(raw.get("ragged_check"), f"{where}.ragged_check"),
         )
 
     def methods(self, value: Any) -> tuple[Method, ...]:

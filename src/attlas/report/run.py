@@ -17,7 +17,6 @@ __all__ = [
     "Method",
     "ParetoPoint",
     "Quality",
-    "RaggedCheck",
     "Run",
     "Stage",
     "Timing",
@@ -75,16 +74,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class RaggedCheck:
-    """The same items scored through a masked full cache and through the deployed ragged cache."""
-
-    length: int
-    needles: int | None
-    masked: Quality
-    ragged: Quality
-
-
-@dataclass(frozen=True)
 class Method:
     """One row of the comparison; `kind` is its name without the budget: "plan" for "plan@0.35".
 
@@ -98,7 +87,6 @@ class Method:
     quality: Mapping[int, Quality]
     time: Mapping[int, Timing]
     multi_key: Mapping[int, Quality] = field(default_factory=dict)
-    ragged_check: RaggedCheck | None = None
 
     @property
     def kind(self) -> str:

@@ -37,7 +37,6 @@ def verdict(run: Run) -> Verdict:
         on.not_compared(run, [name for name, found in others.items() if found]),
         on.extension(run, three),
         on.multi_key(run, three),
-        *(on.ragged_check(method) for method in run.main_methods),
         costs.memory(run, three),
         costs.speed(run, three, "prefill"),
         costs.speed(run, three, "decode"),

@@ -8,6 +8,7 @@ from attlas._common.errors import UsageError
 from attlas.pattern import Plan
 from attlas.tasks import LongItem, build_items
 from attlas.tune.baselines import mean_attention, per_layer, shuffled, uniform
+from attlas.tune.choice import Choice
 from attlas.tune.evaluate import Evaluation, evaluate
 from attlas.tune.plans import search_plans
 from attlas.tune.profile import Influence
@@ -36,8 +37,10 @@ LABELS = {
 class Comparison:
     """The methods of a run, filled stage by stage; each result is a file of the run's folder."""
 
-    def __init__(self, study: "Study", plan: Plan, influence: Influence, rules: RuleSet) -> None:
-        self.study, self.settings, self.plan = study, study.settings, plan
+    def __init__(
+        self, study: "Study", choice: Choice, plan: Plan, influence: Influence, rules: RuleSet
+    ) -> None:
+        self.study, self.settings, self.choice, self.plan = study, study.settings, choice, plan
         self.influence, self.rules = influence, rules
         self.methods: dict[str, Method] = {}
 
@@ -75,9 +78,9 @@ class Comparison:
         budget = self.settings.budget
         self._add("uniform", budget, uniform(self.plan))
         for name, make in (("per_layer", per_layer), ("mean_attention", mean_attention)):
-            run = partial(make, self.plan, self.influence, self.rules, mix=self.study.mix)
+            run = partial(make, self.plan, self.influence, self.rules, mix=self.choice.mix)
             try:
-                front = self.study.search(name, LABELS[name], run)
+                front = self.choice.search(name, LABELS[name], run)
             except UsageError as error:
                 self.study.notes.append(f"{LABELS[name]} is left out: {error}")
                 continue
@@ -86,7 +89,7 @@ class Comparison:
 
     def _selected(self, shown: str, plans: Sequence[Plan]) -> Plan:
         tried = spread(plans, self.settings.baseline_candidates)
-        return tried[self.study.select(f"select {shown}", tried)[0]]
+        return tried[self.choice.select(f"select {shown}", tried).best]
 
     def _evaluate(self, names: Sequence[str], lengths: Sequence[int], needles: int, per_item: int) -> None:
         for length in lengths:
@@ -139,9 +142,9 @@ class Comparison:
 
     def _extra(self, budget: float) -> None:
         """A smaller budget with the same profile and mix: its plan and its uniform window."""
-        run = partial(search_plans, self.influence, self.rules, budget, mix=self.study.mix)
+        run = partial(search_plans, self.influence, self.rules, budget, mix=self.choice.mix)
         try:
-            front = self.study.search(f"plan@{budget:g}", "search", run)
+            front = self.choice.search(f"plan@{budget:g}", "search", run)
         except UsageError as error:
             self.study.notes.append(f"budget {budget:g} is left out: {error}")
             return

@@ -5,13 +5,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from attlas.bridges import applied
 from attlas.pattern import Plan
 from attlas.tasks import ItemScore, LongItem, score_items, summarise
-from attlas.tune.calibrate import CalibrationItem, response_loss
 
 __all__ = ["Evaluation", "evaluate", "merge_fallbacks", "validation_losses"]
 
@@ -65,22 +63,24 @@ def evaluate(
     return Evaluation(tuple(scores), fallbacks)
 
 
-def validation_losses(
-    model: nn.Module,
-    items: Sequence[CalibrationItem],
-    plan: Plan | None,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, list[float]]:
-    """Mean cross-entropy of the response tokens of every item, by tag (the datasets of MoA's step 9)."""
-    found: dict[str, list[float]] = {}
-    for item in items:
-        context = nullcontext() if plan is None else applied(model, plan, total=item.length)
-        with torch.inference_mode(), context:
-            found.setdefault(item.tag, []).append(response_loss(model, item).item())
-        if progress is not None:
-            progress(1)
-    return found
+def validation_losses(scores: Sequence[ItemScore], dense: Sequence[ItemScore]) -> dict[str, list[float]]:
+    """Losses by dataset, one per item: "needle", mean answer cross-entropy; "passage", loss per text token.
+
+    `dense`: the dense model's scores of the same items; a fact that it does not find is not asked of a plan
+    (its answers supervise, as in the profile), unless it finds none.
+    """
+    any_found = any(question.exact for score in dense for question in score.questions)
+    needles, passages = [], []
+    for score, whole in zip(scores, dense, strict=True):
+        asked = [
+            question.answer_ce
+            for question, known in zip(score.questions, whole.questions, strict=True)
+            if known.exact or not any_found
+        ]
+        if asked:
+            needles.append(sum(asked) / len(asked))
+        passages.append(score.text_nll / score.text_tokens)
+    return {"needle": needles, "passage": passages}
 
 
 def merge_fallbacks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ class Calibration:
     `needle`: contexts with `per_item` hidden facts, asked for. `text`: questions about the text itself,
     answered in up to `answer_tokens`. `passage`: the text alone, every token predicted, so that plain
     language modelling has a voice. `mixes`: weights of (needle, text, passage) to search with; the
-    validation chooses among them. `validation_*`: items at the unprofiled length.
+    validation chooses among them.
     """
 
     needle: int = 5
@@ -29,16 +29,17 @@ class Calibration:
     passage: int = 3
     per_item: int = 4
     answer_tokens: int = 48
-    validation_needle: int = 4
-    validation_text: int = 1
-    validation_passage: int = 3
-    mixes: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 0.1), (1.0, 1.0, 0.3), (1.0, 1.0, 1.0))
+    mixes: tuple[tuple[float, float, float], ...] = (
+        (1.0, 1.0, 0.1),
+        (1.0, 1.0, 0.3),
+        (1.0, 1.0, 1.0),
+        (1.0, 1.0, 3.0),
+    )
 
     def __post_init__(self) -> None:
-        for what, counts in (("calibration", self.counts), ("validation", self.validation_counts)):
-            if min(counts.values()) < 0 or not any(counts.values()):
-                told = ", ".join(f"{count} {tag}" for tag, count in counts.items())
-                raise UsageError(f"{what} needs at least one item and no negative count, got {told}")
+        if min(self.counts.values()) < 0 or not any(self.counts.values()):
+            told = ", ".join(f"{count} {tag}" for tag, count in self.counts.items())
+            raise UsageError(f"calibration needs at least one item and no negative count, got {told}")
         if not self.mixes or any(
             len(mix) != len(TAGS) or min(mix) < 0 or max(mix) <= 0 for mix in self.mixes
         ):
@@ -48,12 +49,6 @@ class Calibration:
     def counts(self) -> dict[str, int]:
         """Profiled items per length, by tag."""
         return dict(zip(TAGS, (self.needle, self.text, self.passage), strict=True))
-
-    @property
-    def validation_counts(self) -> dict[str, int]:
-        """Items of the validation, by tag."""
-        counts = (self.validation_needle, self.validation_text, self.validation_passage)
-        return dict(zip(TAGS, counts, strict=True))
 
     def weights(self) -> list[dict[str, float]]:
         """The distinct mixes as weights by tag, of the tags that are profiled."""
@@ -73,8 +68,9 @@ class Settings:
     never below the last of `lengths`, which means no extension. `needles` per length in `per_item` facts per
     context, in the extension length `extend_per_item`; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
-    `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget.
-    `text_rise`: nats by which the loss of plain passages may rise over dense in the validation; a plan that
+    `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget;
+    `validations`: contexts of the unprofiled length on which, with `calibration.per_item` facts each.
+    `text_rise`: nats by which the loss of plain text may rise over dense in the validation; a plan that
     exceeds it is taken only if all do. `block`, `sink`, `alpha_step`, `betas`: the rule grid,
     `tune.rules.rule_grid`.
     """
@@ -88,7 +84,8 @@ class Settings:
     extend_per_item: int = 5
     calibration: Calibration = Calibration()
     candidates: int = 9
-    text_rise: float = 0.02
+    validations: int = 8
+    text_rise: float = 0.01
     baseline_candidates: int = 3
     extra_budgets: tuple[float, ...] = (0.35, 0.25)
     extra_needles: int = 20
@@ -122,8 +119,13 @@ class Settings:
                 f"lengths {_listed(lengths)} leave no length between for the validation, which must not be "
                 f"profiled; they must be at least {2 * self.block} tokens apart"
             )
-        if self.needles < 0 or self.extra_needles < 0 or self.candidates < 1 or self.baseline_candidates < 1:
-            raise UsageError("needles must be >= 0 and the numbers of candidates >= 1")
+        if self.needles < 0 or self.extra_needles < 0:
+            raise UsageError(f"needles must be >= 0, got {self.needles} and {self.extra_needles} (extra)")
+        if min(self.candidates, self.baseline_candidates, self.validations) < 1:
+            raise UsageError(
+                f"candidates, baseline_candidates and validations must be >= 1, got {self.candidates}, "
+                f"{self.baseline_candidates} and {self.validations}"
+            )
         if not self.text_rise >= 0:
             raise UsageError(f"text_rise must be a number of nats >= 0, got {self.text_rise!r}")
 

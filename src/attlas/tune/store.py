@@ -99,6 +99,10 @@ class Store:
         """A file in the state folder."""
         return self.state / name
 
+    def has(self, name: str) -> bool:
+        """Whether the JSON part `name` is there."""
+        return self.path(f"{name}.json").exists()
+
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """The JSON part `name`: read if it is there, else computed and written (atomically)."""
         file = self.path(f"{name}.json")

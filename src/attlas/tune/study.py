@@ -23,22 +23,18 @@ from attlas.bridges.models import wiring
 from attlas.pattern import Plan
 from attlas.tasks import TextSource, load_source, split_tokens, tokenise
 from attlas.tune.calibrate import CalibrationItem, build_calibration
+from attlas.tune.choice import Choice
 from attlas.tune.compare import Comparison
-from attlas.tune.evaluate import validation_losses
 from attlas.tune.limits import check_budget, check_memory, fitted
-from attlas.tune.plans import search_plans
 from attlas.tune.profile import Influence, profile
 from attlas.tune.progress import Progress, as_progress, counted
 from attlas.tune.results import results
 from attlas.tune.rules import RuleSet, rule_grid
-from attlas.tune.search import Front
-from attlas.tune.select import select, spread
 from attlas.tune.settings import Calibration, Settings
 from attlas.tune.store import Store, digest
 
 __all__ = ["Study", "tune"]
 
-Mix = Mapping[str, float] | None
 # Rooms whose code decides what a run finds: parts made by other code are not continued.
 DECISIVE = ("pattern", "score", "attend", "cache", "bridges", "tasks", "tune")
 
@@ -123,21 +119,17 @@ class Study:
             "attlas": f"{versions().get('attlas', '')} {source_digest(*DECISIVE)}",
         }
         self.store = Store(folder, settings, facts, fresh=fresh)
-        self.validation: list[CalibrationItem] = []
-        self.mix: Mix = None
         self.fallbacks: list[Mapping[str, Any]] = []
 
     def run(self) -> Plan:
         """All stages; the plan is written as soon as it is chosen, and again with its measurements."""
-        items = self.calibrate()
-        self.validation = items.pop(self.settings.validation)
-        influence = self.profile(items)
-        rules = self.rules()
-        plan, pareto = self.choose(influence, rules)
+        influence, rules = self.profile(self.calibrate()), self.rules()
+        choice = Choice(self)
+        plan, pareto = choice.run(influence, rules)
         plan.save(self.store.folder / "plan.json")
         if not self.settings.needles:
             return plan
-        comparison = Comparison(self, plan, influence, rules)
+        comparison = Comparison(self, choice, plan, influence, rules)
         comparison.run()
         plan = replace(plan, metrics={**plan.metrics, "quality": comparison.quality("plan")})
         plan.save(self.store.folder / "plan.json")
@@ -156,23 +148,21 @@ class Study:
         return plan
 
     def calibrate(self) -> dict[int, list[CalibrationItem]]:
-        """Items of every profiled length and of the validation length, answered by the dense model."""
+        """Items of every profiled length, answered by the dense model."""
         mine, found = self.settings.calibration, {}
-        sets = [("calibration", length, mine.counts) for length in self.settings.lengths]
-        sets.append(("selection", self.settings.validation, mine.validation_counts))
-        self.progress.stage("calibrate", sum(sum(counts.values()) for *_, counts in sets))
+        self.progress.stage("calibrate", len(self.settings.lengths) * sum(mine.counts.values()))
         with self.store.stage("calibrate"):
-            for split, length, counts in sets:
-                make = partial(self._items, split, length, counts)
-                made = self.store.get(f"{split}-{length}", make)
+            for length in self.settings.lengths:
+                made = self.store.get(f"calibration-{length}", partial(self._items, length))
                 found[length] = [CalibrationItem.from_dict(item) for item in made]
-                self._note_answers(split, length, found[length], counts["needle"])
+                self._note_answers(length, found[length])
         return found
 
-    def _note_answers(self, split: str, length: int, items: Sequence[CalibrationItem], wanted: int) -> None:
+    def _note_answers(self, length: int, items: Sequence[CalibrationItem]) -> None:
         """Say it where the dense model did not find what was hidden."""
+        wanted = self.settings.calibration.needle
         needles = [item for item in items if item.tag == "needle"]
-        where = f"{split} at {length} tokens"
+        where = f"calibration at {length} tokens"
         if needles and not any(item.found for item in needles):
             self.notes.append(f"{where}: the dense model found no hidden fact; its wrong answers supervise")
         elif len(needles) < wanted:
@@ -181,13 +171,13 @@ class Study:
                 f"{where}: {left} of {wanted} needle items left out, no fact of theirs was found"
             )
 
-    def _items(self, split: str, length: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    def _items(self, length: int) -> list[dict[str, Any]]:
         items = build_calibration(
             self.model,
             self.tokenizer,
-            self.splits[split],
+            self.splits["calibration"],
             length,
-            **counts,
+            **self.settings.calibration.counts,
             per_item=self.settings.calibration.per_item,
             answer_tokens=self.settings.calibration.answer_tokens,
             seed=self.settings.seed,
@@ -218,99 +208,6 @@ class Study:
             sink=mine.sink,
         )
 
-    def choose(self, influence: Influence, rules: RuleSet) -> tuple[Plan, dict[str, Any]]:
-        """Search with every mix of calibration tags, validate a spread of each front, take the best.
-
-        Returns the plan and the "pareto" entry of results.json: the front of the chosen mix.
-        """
-        weights = self.settings.calibration.weights()
-        fronts = [
-            self.search(
-                f"plan-{number}",
-                "search",
-                partial(search_plans, influence, rules, self.settings.budget, mix=mix),
-            )
-            for number, mix in enumerate(weights)
-        ]
-        share = max(1, self.settings.candidates // len(fronts))
-        tried = [
-            (mix, index)
-            for mix, front in enumerate(fronts)
-            for index in spread(range(len(front.plans)), share)
-        ]
-        best, scores = self.select("select", [fronts[mix].plans[index] for mix, index in tried])
-        mix, index = tried[best]
-        self.mix, known = weights[mix], dict(zip(tried, scores, strict=True))
-        if len(fronts) > 1:
-            least = [min(score for (one, _), score in known.items() if one == m) for m in range(len(fronts))]
-            told = ", ".join(f"{_name(one)} {loss:.4f}" for one, loss in zip(weights, least, strict=True))
-            self.notes.append(f"best validation loss by mix of calibration items: {told}")
-        points = [
-            {
-                "id": place,
-                "losses": fronts[mix].points[place],
-                "density": self.density(plan),
-                "validation": known.get((mix, place)),
-                "chosen": place == index,
-            }
-            for place, plan in enumerate(fronts[mix].plans)
-        ]
-        plan = self._described(fronts[mix].plans[index], scores[best])
-        return plan, {"objectives": [str(length) for length in self.settings.lengths], "points": points}
-
-    def _described(self, plan: Plan, score: float) -> Plan:
-        mine = self.settings
-        origin = {
-            "budget": mine.budget,
-            "lengths": list(mine.lengths),
-            "extend": mine.extension,
-            "seed": mine.seed,
-            "text": self.source.name,
-        }
-        measured = {"validation": {str(mine.validation): score}, "density": self.density(plan)}
-        return replace(plan, provenance={**plan.provenance, **origin}, metrics={**plan.metrics, **measured})
-
-    def search(self, name: str, shown: str, run: Callable[..., tuple[Front, tuple[Plan, ...]]]) -> "Found":
-        """A search up to the extension length, read from its file if it was made before."""
-
-        def compute() -> dict[str, Any]:
-            front, plans = run(extend=self.settings.extension, progress=counted(self.progress, shown))
-            return {
-                "plans": [plan.to_dict() for plan in plans],
-                "points": [[one.losses[n] for n in self.settings.lengths] for one in front.candidates],
-                "notes": list(front.notes),
-            }
-
-        with self.store.stage("search" if shown == "search" else "baselines"):
-            found = Found(self.store.get(f"search-{name}", compute))
-        for note in found.notes:
-            text = note if shown == "search" else f"{shown}: {note}"
-            if text not in self.notes:
-                self.notes.append(text)
-        return found
-
-    def select(self, shown: str, plans: Sequence[Plan]) -> tuple[int, tuple[float, ...]]:
-        """Index of the plan of least validation loss, and all losses; each plan's is a file."""
-        self.progress.stage(shown, len(plans) * len(self.validation))
-
-        def validate(plan: Plan) -> dict[str, list[float]]:
-            table = plan.to_dict()
-            losses: dict[str, list[float]] = self.counted(
-                f"validation-{digest([table['per'], table['patterns'], table['layers']])}",
-                partial(validation_losses, self.model, self.validation, plan, progress=self.progress.advance),
-            )
-            return losses
-
-        with self.store.stage("select"):
-            limits = self._limits()
-            chosen = select(plans, validate, limits=limits)
-        for name, most in limits.items():
-            if (loss := chosen.table[chosen.best][name]) > most:
-                self.notes.append(
-                    f"{shown}: no validated plan keeps the {name} loss within {most:.4f}; taken is {loss:.4f}"
-                )
-        return chosen.best, chosen.scores
-
     def counted(self, name: str, compute: Callable[[], Any]) -> Any:
         """A part of the run as `Store.get` gives it; the fallbacks that happened in it are kept beside it."""
 
@@ -322,29 +219,3 @@ class Study:
         found = self.store.get(name, run)
         self.fallbacks += found["fallbacks"]
         return found["value"]
-
-    def _limits(self) -> dict[str, float]:
-        """The largest validation loss that a plan should have on plain passages: dense's and `text_rise`."""
-        passages = [item for item in self.validation if item.tag == "passage"]
-        if not passages:
-            return {}
-        run = partial(validation_losses, self.model, passages, None)
-        losses = self.store.get("validation-dense", run)["passage"]
-        return {"passage": sum(losses) / len(losses) + self.settings.text_rise}
-
-    def density(self, plan: Plan) -> dict[str, float]:
-        """Deployed density by length."""
-        return {str(length): plan.density(length) for length in self.settings.all_lengths}
-
-
-class Found:
-    """A search as it is stored: plans with their losses by length."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self.plans = tuple(Plan.from_dict(plan) for plan in data["plans"])
-        self.points: list[list[float]] = data["points"]
-        self.notes: list[str] = data["notes"]
-
-
-def _name(mix: Mix) -> str:
-    return "alike" if mix is None else " : ".join(f"{tag} {weight:g}" for tag, weight in mix.items())
