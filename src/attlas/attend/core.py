@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attlas.attend import reference, rows
 from attlas.attend.aggregate import Aggregate, Sum
-from attlas.attend.backends import Choice, choose, execute
+from attlas.attend.backends import Choice, choose, execute, settled, tell
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Request, make_request
 from attlas.attend.view import KVView
@@ -74,6 +74,7 @@ def attend(
 
 def _answer(request: Request, choice: Choice) -> Any:
     if request.return_edge:
+        tell(choice)
         found = (reference if choice.name == "reference" else rows).evaluate(request)
         if found.edge is None:
             raise ValueError(
@@ -111,7 +112,8 @@ class Planned:
     """A resolved `attend`: call it with new tensors of the same kind; nothing is decided per call.
 
     Only query, key, value and the token spaces change from call to call; shapes may differ in batch and
-    tokens.
+    tokens. A call that the planned backend cannot run is a ValueError; one that makes it fall back is
+    counted.
     """
 
     request: Request
@@ -129,7 +131,7 @@ class Planned:
     ) -> Any:
         spaces = {"q_at": q_at, "k_at": k_at}
         request = make_request(query, key, value, **{**self.options, **spaces})
-        return _answer(request, self.choice)
+        return _answer(request, settled(request, self.choice))
 
 
 def plan(query: Tensor, key: Tensor | KVView, value: Tensor | None = None, **options: Any) -> Planned:
