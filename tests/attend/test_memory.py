@@ -1,4 +1,4 @@
-"""Memory: `auto` never holds an N × M matrix, and what the sparse backends hold grows with the length alone."""
+"""Memory: `auto` never holds an N × M matrix; what sparse backends hold grows with the length alone."""
 
 from typing import Any
 
@@ -178,3 +178,21 @@ def grows(once: Allocations, twice: Allocations) -> None:
     """Twice the length holds about twice the memory; a square would hold four times."""
     assert 0 < twice.largest <= 2.2 * once.largest
     assert 0 < twice.peak <= 2.2 * once.peak
+
+
+@pytest.mark.parametrize(("kv_heads", "span"), [(4, 256), (2, 256), (4, 64)])
+def test_block_trains_in_twice_the_memory_of_its_gradients(kv_heads: int, span: int) -> None:
+    """Tiles overlap: were all of them worked on at once, a window would need several times as much."""
+    shapes = ((1, heads, 2048, 16) for heads in (4, kv_heads, kv_heads))
+    given = [torch.randn(*shape, requires_grad=True) for shape in shapes]
+    out = attend(*given, pattern=causal() & (window(span) | sink(4)), backend="block")
+    found: list[tuple[Tensor, ...]] = []
+
+    def back() -> None:
+        found.append(torch.autograd.grad(out, given, torch.ones_like(out), retain_graph=True))
+
+    backward = allocations(back)
+    assert backward.peak <= 2 * sum(tensor.nbytes for tensor in given)
+    assert backward.largest <= max(tensor.numel() for tensor in given)
+    back()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

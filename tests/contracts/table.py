@@ -21,7 +21,9 @@ from attlas.attend import (
     KVView,
     Max,
     Mean,
+    Min,
     Normaliser,
+    Ratio,
     Sigmoid,
     Softmax,
     Sum,
@@ -103,11 +105,12 @@ NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
     "sigmoid by count": lambda given: Sigmoid(),
     "identity": lambda given: Identity(),
     "softplus": lambda given: L1("softplus"),
+    "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
 }
 
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max()}
+AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
@@ -202,7 +205,7 @@ class Case:
 
 
 def given_to(backend: str, leaves: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What stands for query, key and value in a call of this backend, and the token spaces that go with it."""
+    """What stands for query, key and value in a call of this backend, and its token spaces."""
     query, key, value = leaves[:3]
     if backend not in READS_VIEWS:
         return (query, key, value), {}

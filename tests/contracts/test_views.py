@@ -1,4 +1,4 @@
-"""`decode` equals the reference on every kind of view: ragged groups, absent slots, positions per batch row."""
+"""`decode` equals the reference on every kind of view: ragged, with absent slots, positions per row."""
 
 import itertools
 import math
@@ -88,7 +88,9 @@ def table() -> list[ViewCase]:
 @torch.no_grad()
 def test_decode_equals_reference(case: ViewCase, dtype: torch.dtype) -> None:
     query, view, q_at = case.build(dtype)
-    exact = tuple(KVGroup(g.heads, g.key.double(), g.value.double(), g.positions, g.valid) for g in view.groups)
+    exact = tuple(
+        KVGroup(g.heads, g.key.double(), g.value.double(), g.positions, g.valid) for g in view.groups
+    )
     options = {"pattern": case.bound(), "q_at": q_at, "return_state": True}
     got, state = attend(query, view, backend="decode", **options)
     wanted, other = attend(query.double(), KVView(exact), backend="reference", **options)

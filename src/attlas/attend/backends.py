@@ -134,7 +134,9 @@ def settled(request: Request, choice: Choice) -> Choice:
             f"attend: the plan's backend {choice.name!r} cannot run this call: {reason}; "
             "plan again with tensors and token spaces of this kind"
         )
-    return _allowed(request, choice if choice.name == GENERIC else replace(choice, fallback=_inner(module, core)))
+    return _allowed(
+        request, choice if choice.name == GENERIC else replace(choice, fallback=_inner(module, core))
+    )
 
 
 def _allowed(request: Request, choice: Choice) -> Choice:

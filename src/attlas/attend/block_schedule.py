@@ -133,6 +133,7 @@ def _steps(
     group = query_heads // key_heads
     first_head = heads.first * group + heads.offset
     leap = heads.step * group
+    count = tiles[1] - tiles[0]
     q0, k0 = call.q0 + tiles[0] * call.rows, call.k0 + tiles[0] * call.key_step
     axes = [
         _Axis("batch", batch, query[0], key[0], value[0], rows * query_heads * width, query_heads * rows,
@@ -140,7 +141,7 @@ def _steps(
         _Axis("key head", heads.groups, leap * query[1], heads.step * key[1], heads.step * value[1],
               leap * width, leap * rows, heads.step * keys * width),
         _Axis("query head", heads.count, query[1], 0, 0, width, rows, 0),
-        _Axis("tile", tiles[1] - tiles[0], call.rows * query[2], call.key_step * key[2], call.key_step * value[2],
+        _Axis("tile", count, call.rows * query[2], call.key_step * key[2], call.key_step * value[2],
               call.rows * query_heads * width, call.rows, call.key_step * width),
     ]  # fmt: skip
     axes = [axis for axis in axes if axis.size > 1]

@@ -58,7 +58,9 @@ def attend(
     torch's generator by default) and the positions alone. A row without edges gives 0.
 
     Returns out (B, H, N, V) in the input's dtype; with return_state (out, State), for `merge`; with
-    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`.
+    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`: one
+    pattern for all heads, key and value tensors, the same edges in all batch rows; always on the backends
+    rows (counted as a fallback) or reference.
 
     backend: "auto" takes the cheapest that can run the request (`explain` tells which and why), or a name.
     strict=True refuses a fallback to a slower path, which is otherwise counted (`counting()`).

@@ -14,6 +14,7 @@ from torch.nn import functional
 from attlas.attend.block import programs_of
 from attlas.attend.block_kernel import block_attention
 from attlas.attend.cost import Cost, pair_cost
+from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Piece, Request, take
 from attlas.attend.state import Part, State, merge_softmax
@@ -33,23 +34,11 @@ def supports(request: Request) -> str | None:
     """None, or the reason why this backend cannot answer the request."""
     if request.view is None:
         return "it takes a KVView, not key and value tensors"
-    if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
     if request.score.kernel != "dot":
         return f"its score is the dot product, not {request.score.name}"
-    if request.gate is not None:
-        return "it has no gate"
-    if request.extra:
-        return "it has no extra terms"
-    if request.dropout:
-        return "it has no dropout"
-    if request.return_edge:
-        return "it returns no edge states"
     if request.needs_grad:
         return "it has no gradient"
-    return None
+    return beyond_softmax(request)
 
 
 def estimate(request: Request) -> Cost:

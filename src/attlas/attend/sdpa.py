@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from attlas.attend.cost import Cost, cost
+from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request, present
 from attlas.attend.state import Part, State
@@ -40,24 +41,12 @@ def supports(request: Request) -> str | None:
     """None, or the reason why this backend cannot answer the request."""
     if request.view is not None:
         return "it takes key and value tensors, not a KVView"
-    if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
     score, _ = split_bias(request.score)
     if score is None or not score.lowers(request.dtype):
         return f"the score {request.score.name} is no dot product in {request.dtype}"
-    if request.gate is not None:
-        return "it has no gate"
-    if request.extra:
-        return "it has no extra terms"
-    if request.dropout:
-        return "its dropout is not the counter-based one"
-    if request.return_edge:
-        return "it returns no edge states"
     if request.return_state:
         return "it returns no differentiable state"
-    return None
+    return beyond_softmax(request, "its dropout is not the counter-based one")
 
 
 def split_bias(score: Score) -> tuple[Score | None, EdgeBias | None]:

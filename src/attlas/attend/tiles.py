@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = ["Kernel", "flash", "flash_backward", "kernel_for", "matmul", "matmul_backward"]
 
 LOGIT_ERROR = 1.6e-2
-"""By how much rounding may change a logit in bfloat16: the relative error of a weight that follows from it."""
+"""How much rounding to bfloat16 may change a logit: the relative error of its weight."""
 _FLASH_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
