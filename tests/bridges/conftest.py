@@ -63,30 +63,36 @@ def tiny(prefix: str, **settings: Any) -> Any:
 @pytest.fixture(scope="session")
 def families() -> Callable[[str], Any]:
     """A tiny model by family name; every test restores it."""
-    made: dict[str, Any] = {}
+    made: dict[tuple[str, torch.dtype], Any] = {}
 
-    def get(name: str) -> Any:
-        if name not in made:
+    def get(name: str, dtype: torch.dtype = torch.float32) -> Any:
+        if (name, dtype) not in made:
             prefix, settings = FAMILIES[name]
-            made[name] = tiny(prefix, **settings)
-        return made[name]
+            made[name, dtype] = tiny(prefix, **settings).to(dtype)
+        return made[name, dtype]
 
     return get
 
 
+@pytest.fixture
+def dtype() -> torch.dtype:
+    """What the models below compute in; a file of tests may have its own."""
+    return torch.float32
+
+
 @pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest, families: Callable[[str], Any]) -> Any:
+def model(request: pytest.FixtureRequest, families: Callable[..., Any], dtype: torch.dtype) -> Any:
     """Each family in turn."""
-    return families(request.param)
+    return families(request.param, dtype)
 
 
 @pytest.fixture
-def llama(families: Callable[[str], Any]) -> Any:
-    return families("llama, grouped")
+def llama(families: Callable[..., Any], dtype: torch.dtype) -> Any:
+    return families("llama, grouped", dtype)
 
 
 @pytest.fixture
-def encoder() -> Any:
+def encoder(dtype: torch.dtype) -> Any:
     """A tiny BERT with a masked-language-model head."""
     from transformers import BertConfig, BertForMaskedLM
 
@@ -96,7 +102,7 @@ def encoder() -> Any:
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return model.to(dtype)
 
 
 @pytest.fixture

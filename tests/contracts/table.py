@@ -18,10 +18,12 @@ from attlas.attend import (
     L1,
     Aggregate,
     Identity,
+    KVView,
     Max,
     Mean,
+    Min,
     Normaliser,
-    Request,
+    Ratio,
     Sigmoid,
     Softmax,
     Sum,
@@ -31,6 +33,7 @@ from attlas.attend import (
 from attlas.attend.backends import core_of
 from attlas.pattern import (
     Pattern,
+    Tokens,
     causal,
     dense,
     distance,
@@ -102,11 +105,12 @@ NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
     "sigmoid by count": lambda given: Sigmoid(),
     "identity": lambda given: Identity(),
     "softplus": lambda given: L1("softplus"),
+    "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
 }
 
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max()}
+AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
@@ -154,7 +158,15 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
         "aggregate": ("sum",),
         "extra": ("nothing", "extra"),
     },
+    "decode": {
+        "score": ("dot", "dot, own scale"),
+        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
+        "aggregate": ("sum",),
+        "extra": ("nothing", "extra"),
+    },
 }
+# Backends that read a view of a cache instead of tensors, and have no gradient.
+READS_VIEWS = ("decode",)
 
 
 @dataclass(frozen=True)
@@ -192,14 +204,20 @@ class Case:
         return given.leaves, options
 
 
-def request_of(leaves: list[Tensor], options: dict[str, Any]) -> Request:
-    return make_request(*leaves[:3], **options)
+def given_to(backend: str, leaves: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What stands for query, key and value in a call of this backend, and its token spaces."""
+    query, key, value = leaves[:3]
+    if backend not in READS_VIEWS:
+        return (query, key, value), {}
+    return (query.detach(), KVView.of(key.detach(), value.detach())), {"q_at": Tokens(query.shape[2])}
 
 
-def refusal(backend: str, request: Request) -> str | None:
-    """Why the backend would not run this, None if it would."""
-    module = BACKENDS[backend]
-    return module.supports(core_of(request, module))
+def refusal(case: "Case", leaves: list[Tensor], options: dict[str, Any]) -> str | None:
+    """Why the case's backend would not run it, None if it would."""
+    module = BACKENDS[case.backend]
+    given, spaces = given_to(case.backend, leaves)
+    with torch.set_grad_enabled(case.backend not in READS_VIEWS):
+        return module.supports(core_of(make_request(*given, **spaces, **options), module))
 
 
 @cache

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attlas.attend import L1, Identity, Normaliser, Sigmoid, Softmax, State, attend, merge
+from attlas.attend import L1, Identity, Normaliser, Ratio, Sigmoid, Softmax, State, attend, merge
 from attlas.pattern import Pattern, causal, dense, key, sink, window
 
 LENGTH = 70
@@ -17,6 +17,7 @@ MERGEABLE: dict[str, Normaliser] = {
     "sigmoid": Sigmoid(-1.0),
     "identity": Identity(),
     "softplus": L1("softplus"),
+    "ratio": Ratio("relu", 0.1),
 }
 PATTERNS: dict[str, Pattern] = {
     "dense": dense(),

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from attlas.attend import BACKENDS, attend
 from attlas.pattern import causal, sink, window
-from contracts.table import COLUMNS, NARROW, Case, cases, refusal, request_of
+from contracts.table import COLUMNS, NARROW, READS_VIEWS, Case, cases, given_to, refusal
 
-TESTED = [name for name in BACKENDS if name not in ("reference", "flex", "decode")]
+TESTED = [name for name in BACKENDS if name not in ("reference", "flex")]
 ALL = [case for name in TESTED for case in cases(name)]
 
 # rtol, atol against the float64 reference; that of float32 grows with the root of the length.
@@ -22,9 +22,16 @@ TOLERANCE = {
 
 
 def answers(case: Case, backend: str, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """(out, gradients of a linear function of it for every leaf) with leaves of `dtype`."""
+    """(out, gradients of a linear function of it for every leaf) with leaves of `dtype`.
+
+    Without gradients for a case of a backend that has none.
+    """
     leaves, options = case.arguments(dtype)
-    out = attend(*leaves[:3], backend=backend, **options)
+    given, spaces = given_to(case.backend, leaves)
+    if case.backend in READS_VIEWS:
+        with torch.no_grad():
+            return attend(*given, backend=backend, **spaces, **options), []
+    out = attend(*given, backend=backend, **options)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     found = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
     return out, [
@@ -50,10 +57,11 @@ def close(got: Tensor, wanted: Tensor, tolerance: tuple[float, float], factor: f
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_backend_equals_reference(case: Case) -> None:
     leaves, options = case.arguments(torch.float64)
-    reason = refusal(case.backend, request_of(leaves, options))
+    reason = refusal(case, leaves, options)
     if reason is not None:
+        given, spaces = given_to(case.backend, leaves)
         with pytest.raises(ValueError, match=f"backend '{case.backend}' cannot run this request: "):
-            attend(*leaves[:3], backend=case.backend, **options)
+            attend(*given, backend=case.backend, **spaces, **options)
         return
     got, found = answers(case, case.backend, torch.float64)
     wanted, expected = answers(case, "reference", torch.float64)
@@ -65,7 +73,7 @@ def test_backend_equals_reference(case: Case) -> None:
 @pytest.mark.parametrize("backend", TESTED)
 def test_most_cases_run(backend: str) -> None:
     mine = cases(backend)
-    ran = sum(refusal(backend, request_of(*case.arguments(torch.float64))) is None for case in mine)
+    ran = sum(refusal(case, *case.arguments(torch.float64)) is None for case in mine)
     assert ran >= 0.6 * len(mine), f"{backend} runs {ran} of {len(mine)} cases: adapt NARROW or the backend"
 
 
@@ -91,13 +99,15 @@ def test_single_precision(case: Case) -> None:
     got, found = answers(case, case.backend, torch.float32)
     wanted, expected = answers(_rounded(case, torch.float32), "reference", torch.float64)
     for one, other in zip([got, *found], [wanted, *expected], strict=True):
-        close(one, other, TOLERANCE[torch.float32], 4.0, "float32")
+        close(one, other, TOLERANCE[torch.float32], 1.0, "float32")
 
 
 def _rounded(case: Case, dtype: torch.dtype) -> Any:
     """The case with leaves that a lower precision can hold, in float64."""
 
     class Rounded:
+        backend = case.backend
+
         def arguments(self, wide: torch.dtype) -> Any:
             leaves, options = case.arguments(dtype)
             return [leaf.detach().to(wide).requires_grad_() for leaf in leaves], options
@@ -110,7 +120,8 @@ def test_half_precision_is_no_worse_than_twice_plain_bfloat16(case: Case) -> Non
     leaves, options = case.arguments(torch.bfloat16)
     query, key, value = (leaf.detach() for leaf in leaves[:3])
     exact = attend(query.double(), key.double(), value.double(), backend="reference", **options)
-    got = attend(query, key, value, backend=case.backend, **options)
+    given, spaces = given_to(case.backend, [query, key, value])
+    got = attend(*given, backend=case.backend, **spaces, **options)
     plain = _plain(query, key, value, options["pattern"])
     error, allowed = (got.double() - exact).abs().max(), (plain.double() - exact).abs().max()
     assert error <= 2 * allowed
@@ -152,17 +163,21 @@ def test_gradcheck(backend: str) -> None:
 @pytest.mark.parametrize("backend", TESTED)
 def test_rows_without_edges_are_zero_with_zero_gradient(backend: str) -> None:
     case = Case(backend, "empty rows", "dot", "softmax", "sum", "nothing", 63, 2, 8)
-    out, (query, key, value) = answers(case, backend, torch.float32)
+    out, found = answers(case, backend, torch.float32)
     # Rows 0..14 see only keys before 15, which the pattern takes away.
-    assert (out[:, :, :15] == 0).all() and (query[:, :, :15] == 0).all()
+    assert (out[:, :, :15] == 0).all() and (out[:, :, 15:] != 0).any()
+    if backend in READS_VIEWS:
+        return
+    query, key, value = found
+    assert (query[:, :, :15] == 0).all()
     assert (key[:, :, :15] == 0).all() and (value[:, :, :15] == 0).all()
-    assert (out[:, :, 15:] != 0).any() and not any(g.isnan().any() for g in (query, key, value))
+    assert not any(gradient.isnan().any() for gradient in found)
 
 
 @pytest.mark.parametrize("case", [case for case in ALL if case.length == 63], ids=str)
 def test_uninitialised_memory_is_never_read(case: Case) -> None:
     leaves, options = case.arguments(torch.float32)
-    if refusal(case.backend, request_of(leaves, options)) is not None:
+    if refusal(case, leaves, options) is not None:
         return
     plain = answers(case, case.backend, torch.float32)
     before = torch.are_deterministic_algorithms_enabled()

@@ -5,13 +5,22 @@ out, state = merge([attend(..., return_state=True), attend(..., return_state=Tru
 """
 
 from attlas._common.room import make_callable
-from attlas.attend.aggregate import Aggregate, Max, Mean, Sum
+from attlas.attend.aggregate import Aggregate, Max, Mean, Min, Sum
 from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
 from attlas.attend.edge_weights import apply_weights, weights
-from attlas.attend.normaliser import L1, Chain, Identity, Normaliser, RowContext, Sigmoid, Softmax, Threshold
+from attlas.attend.normaliser import (
+    Chain,
+    Identity,
+    Normaliser,
+    RowContext,
+    Sigmoid,
+    Softmax,
+    Threshold,
+)
+from attlas.attend.ratio import L1, Ratio
 from attlas.attend.reducers import (
     ArgmaxPerKey,
     BandMean,
@@ -47,10 +56,12 @@ __all__ = [
     "Machine",
     "Max",
     "Mean",
+    "Min",
     "Normaliser",
     "Part",
     "Piece",
     "Planned",
+    "Ratio",
     "Reducer",
     "Request",
     "RowContext",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Aggregate", "Max", "Mean", "Sum"]
+__all__ = ["Aggregate", "Max", "Mean", "Min", "Sum"]
 
 
 class Aggregate:
@@ -49,14 +49,23 @@ class Mean(Aggregate):
 
 @dataclass(frozen=True)
 class Max(Aggregate):
-    """out_i = max_j w_ij v_j in each channel; the gradient goes to the largest (shared among equals).
+    """out_i = max_j w_ij v_j in each channel; the gradient goes to the key where it was found.
 
-    Holds rows × keys × V numbers for a block of rows: use it for narrow values or sparse patterns.
+    Among equals that is one of them. Holds rows × keys × V numbers for a block of rows, of which the backward
+    keeps the arg alone: use it for narrow values or sparse patterns.
     """
 
     linear = False
 
     def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         messages = (weights.unsqueeze(-1) * value).masked_fill(~mask.unsqueeze(-1), -float("inf"))
-        some = mask.any(-1, keepdim=True)
-        return torch.where(some, messages.amax(-2), 0.0)
+        # max with its arg, not amax, which would keep all messages for its backward.
+        return torch.where(mask.any(-1, keepdim=True), messages.max(-2).values, 0.0)
+
+
+@dataclass(frozen=True)
+class Min(Max):
+    """out_i = min_j w_ij v_j in each channel; as `Max` in all else."""
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return -super().rows(-weights, value, mask)

@@ -2,14 +2,15 @@
 
 A backend is a module with `NAME`, `supports(request) -> reason or None`, `estimate(request) -> Cost` and
 `run(request) -> (out, state)`. Optional: `NATIVE = True` (it handles extra terms, sinks, views and unequal
-batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own).
+batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own or
+with an N × M matrix: named, it is counted as a fallback; "auto" does not take it).
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,7 +21,18 @@ from attlas.attend.normaliser import Softmax
 from attlas.attend.request import Request
 from attlas.attend.state import Part, State, merge_softmax
 
-__all__ = ["BACKENDS", "Backend", "Choice", "Fallbacks", "choose", "counting", "execute", "record_fallback"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Choice",
+    "Fallbacks",
+    "choose",
+    "counting",
+    "execute",
+    "record_fallback",
+    "settled",
+    "tell",
+]
 
 
 @runtime_checkable
@@ -105,7 +117,29 @@ def choose(request: Request, backend: str = "auto") -> Choice:
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"attend: backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
-    choice = _automatic(request) if backend == "auto" else _named(request, backend)
+    return _allowed(request, _automatic(request) if backend == "auto" else _named(request, backend))
+
+
+def settled(request: Request, choice: Choice) -> Choice:
+    """A choice made for an earlier request of the kind, with the fallback that this one needs.
+
+    ValueError: the backend cannot run this one (other token spaces, another width), or a fallback under
+    strict=True.
+    """
+    module = choice.backend
+    core = core_of(request, module)
+    reason = module.supports(core)
+    if reason is not None:
+        raise ValueError(
+            f"attend: the plan's backend {choice.name!r} cannot run this call: {reason}; "
+            "plan again with tensors and token spaces of this kind"
+        )
+    return _allowed(
+        request, choice if choice.name == GENERIC else replace(choice, fallback=_inner(module, core))
+    )
+
+
+def _allowed(request: Request, choice: Choice) -> Choice:
     if choice.fallback is not None and request.strict:
         raise ValueError(
             f"attend: strict=True forbids a fallback, but {choice.fallback}; "
@@ -116,14 +150,13 @@ def choose(request: Request, backend: str = "auto") -> Choice:
 
 def _named(request: Request, name: str) -> Choice:
     module = BACKENDS[name]
-    reason = module.supports(core_of(request, module))
+    core = core_of(request, module)
+    reason = module.supports(core)
     if reason is not None:
         raise ValueError(
             f"attend: backend {name!r} cannot run this request: {reason}; use backend='auto' or 'rows'"
         )
-    return Choice(
-        name, module.estimate(core_of(request, module)), "it was named", {}, {}, _inner(request, name)
-    )
+    return Choice(name, module.estimate(core), "it was named", {}, {}, _inner(module, core))
 
 
 def _automatic(request: Request) -> Choice:
@@ -133,18 +166,19 @@ def _automatic(request: Request) -> Choice:
         if name in NEVER_AUTO:
             continue
         core = core_of(request, module)
-        reason = module.supports(core)
+        # The generic backend runs everything in linear memory: nobody else needs to run by a slow path.
+        reason = module.supports(core) or _inner(module, core)
         if reason is None:
             costs[name] = module.estimate(core)
         else:
             refused[name] = reason
     if "block" in costs and "sdpa" in costs and not sdpa.maskless(core_of(request, BACKENDS["sdpa"])):
-        # A mask hides pairs and saves none: tiles are never much slower, and need no N × M mask.
-        refused["sdpa"] = "it would mask the whole square"
+        # A mask hides pairs and saves none: tiles are never much slower.
+        refused["sdpa"] = "it would mask what it computes"
         del costs["sdpa"]
     order = list(costs)
     name = min(costs, key=lambda one: (costs[one].seconds, order.index(one)))
-    fallback = _inner(request, name)
+    fallback = None
     if name == GENERIC and len(costs) == 1:
         reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
         fallback = f"the generic row-block backend runs it ({reasons})"
@@ -152,10 +186,15 @@ def _automatic(request: Request) -> Choice:
     return Choice(name, costs[name], why, refused, costs, fallback)
 
 
-def _inner(request: Request, name: str) -> str | None:
-    module = BACKENDS[name]
+def _inner(module: Backend, core: Request) -> str | None:
     inner = getattr(module, "inner_fallback", None)
-    return None if inner is None else inner(core_of(request, module))
+    return None if inner is None else inner(core)
+
+
+def tell(choice: Choice) -> None:
+    """Count the choice, if it is a fallback."""
+    if choice.fallback is not None:
+        record_fallback(f"attend ran on {choice.name}", choice.fallback)
 
 
 def core_of(request: Request, module: Backend) -> Request:
@@ -174,8 +213,7 @@ def core_of(request: Request, module: Backend) -> Request:
 
 def execute(request: Request, choice: Choice) -> Part:
     """Run the chosen backend and merge what it was not asked for; counts the fallback, if it is one."""
-    if choice.fallback is not None:
-        record_fallback(f"attend ran on {choice.name}", choice.fallback)
+    tell(choice)
     core = core_of(request, choice.backend)
     out, state = choice.backend.run(core)
     if core is request or (not request.extra and core.normaliser is request.normaliser):

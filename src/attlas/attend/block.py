@@ -15,6 +15,7 @@ from attlas.attend.block_kernel import block_attention
 from attlas.attend.block_program import Program, compile_layout, forget_masks
 from attlas.attend.block_schedule import schedule
 from attlas.attend.cost import Cost, pair_cost
+from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request
 from attlas.attend.state import Part, State
@@ -29,23 +30,11 @@ def supports(request: Request) -> str | None:
     """None, or the reason why this backend cannot answer the request."""
     if request.view is not None:
         return "it takes key and value tensors, not a KVView"
-    if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
     if not request.score.lowers(request.dtype):
         return f"the score {request.score.name} is no dot product in {request.dtype}"
-    if request.gate is not None:
-        return "it has no gate"
-    if request.extra:
-        return "it has no extra terms"
-    if request.dropout:
-        return "it has no dropout"
-    if request.return_edge:
-        return "it returns no edge states"
     if request.k_at is None or not (request.q_at.plain and request.k_at.plain):
         return "its tokens stand at contiguous positions and are all valid"
-    return None
+    return beyond_softmax(request)
 
 
 def estimate(request: Request) -> Cost:

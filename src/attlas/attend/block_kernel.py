@@ -121,14 +121,16 @@ def _at(tensor: Tensor, view: View) -> Tensor:
     return tensor.as_strided(view.size, view.stride, tensor.storage_offset() + view.start)
 
 
-def _steps(sets: _HeadSets, query: Tensor, key: Tensor, value: Tensor) -> list[Step]:
+def _steps(
+    sets: _HeadSets, query: Tensor, key: Tensor, value: Tensor, most_keys: int | None = None
+) -> list[Step]:
     batch, query_heads, rows, width = query.shape
     shape = (batch, query_heads, key.shape[1], rows, key.shape[2], width)
     return [
         step
         for program, heads in sets
         for part in heads
-        for step in schedule(program, part, shape, query.stride(), key.stride(), value.stride())
+        for step in schedule(program, part, shape, query.stride(), key.stride(), value.stride(), most_keys)
     ]
 
 
@@ -240,7 +242,8 @@ def _gradients(
     dk = torch.zeros(key.shape, dtype=lse.dtype, device=key.device)
     dv = torch.zeros(value.shape, dtype=lse.dtype, device=value.device)
     masks = _Masks(query.dtype, query.device)
-    for step in _steps(sets, query, key, value):
+    # Every tile gets dk and dv of its own, and tiles overlap: those of one step are no more than all keys.
+    for step in _steps(sets, query, key, value, most_keys=key.shape[2]):
         q, k, v = _at(query, step.query), _at(key, step.key), _at(value, step.value)
         grad = _at(grad_rows, step.rows_out).reshape(q.shape)
         merged = _at(out_rows, step.rows_out).reshape(q.shape)
@@ -251,6 +254,7 @@ def _gradients(
         _at(dq, step.rows_out).add_(part_dq.reshape(step.rows_out.size))
         _add_keys(dk, part_dk, step)
         _add_keys(dv, part_dv, step)
+        del part_dq, part_dk, part_dv  # or the next step's would come on top of them
     return dq.transpose(1, 2), dk, dv
 
 

@@ -107,14 +107,22 @@ def schedule(
     query: Strides,
     key: Strides,
     value: Strides,
+    most_keys: int | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a program; shape is (B, H, G, N, M, D) and the strides are those of q, k, v in
-    elements."""
-    return tuple(step for call in program.calls for step in _steps(call, heads, shape, query, key, value))
+    elements. Calls whose tiles have more than `most_keys` keys together are cut into several steps."""
+    steps: list[Step] = []
+    for call in program.calls:
+        most = call.tiles if most_keys is None else max(1, most_keys // call.keys)
+        for low in range(0, call.tiles, most):
+            tiles = low, min(low + most, call.tiles)
+            steps += _steps(call, tiles, heads, shape, query, key, value)
+    return tuple(steps)
 
 
 def _steps(
     call: Call,
+    tiles: tuple[int, int],
     heads: Heads,
     shape: tuple[int, int, int, int, int, int],
     query: Strides,
@@ -125,25 +133,27 @@ def _steps(
     group = query_heads // key_heads
     first_head = heads.first * group + heads.offset
     leap = heads.step * group
+    count = tiles[1] - tiles[0]
+    q0, k0 = call.q0 + tiles[0] * call.rows, call.k0 + tiles[0] * call.key_step
     axes = [
         _Axis("batch", batch, query[0], key[0], value[0], rows * query_heads * width, query_heads * rows,
               key_heads * keys * width),
         _Axis("key head", heads.groups, leap * query[1], heads.step * key[1], heads.step * value[1],
               leap * width, leap * rows, heads.step * keys * width),
         _Axis("query head", heads.count, query[1], 0, 0, width, rows, 0),
-        _Axis("tile", call.tiles, call.rows * query[2], call.key_step * key[2], call.key_step * value[2],
+        _Axis("tile", count, call.rows * query[2], call.key_step * key[2], call.key_step * value[2],
               call.rows * query_heads * width, call.rows, call.key_step * width),
     ]  # fmt: skip
     axes = [axis for axis in axes if axis.size > 1]
     first, second, loops = _arrange(axes)
     inner = [*first, *second]
     starts = (
-        first_head * query[1] + call.q0 * query[2],
-        heads.first * key[1] + call.k0 * key[2],
-        heads.first * value[1] + call.k0 * value[2],
-        (call.q0 * query_heads + first_head) * width,
-        first_head * rows + call.q0,
-        (heads.first * keys + call.k0) * width,
+        first_head * query[1] + q0 * query[2],
+        heads.first * key[1] + k0 * key[2],
+        heads.first * value[1] + k0 * value[2],
+        (q0 * query_heads + first_head) * width,
+        first_head * rows + q0,
+        (heads.first * keys + k0) * width,
     )
     names = [axis.name for axis in inner]
     steps = []

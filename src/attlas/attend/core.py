@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attlas.attend import reference, rows
 from attlas.attend.aggregate import Aggregate, Sum
-from attlas.attend.backends import Choice, choose, execute
+from attlas.attend.backends import Choice, choose, execute, settled, tell
 from attlas.attend.cost import Cost, cost
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Request, make_request
@@ -59,7 +59,9 @@ def attend(
     torch's generator by default) and the positions alone. A row without edges gives 0.
 
     Returns out (B, H, N, V) in the input's dtype; with return_state (out, State), for `merge`; with
-    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`.
+    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`: one
+    pattern for all heads, key and value tensors, the same edges in all batch rows; always on the backends
+    rows (counted as a fallback) or reference.
 
     backend: "auto" takes the cheapest that can run the request (`explain` tells which and why), or a name.
     strict=True refuses a fallback to a slower path, which is otherwise counted (`counting()`).
@@ -75,6 +77,7 @@ def attend(
 
 def _answer(request: Request, choice: Choice) -> Any:
     if request.return_edge:
+        tell(choice)
         found = (reference if choice.name == "reference" else rows).evaluate(request)
         if found.edge is None:
             raise ValueError(
@@ -127,7 +130,8 @@ class Planned:
     """A resolved `attend`: call it with new tensors of the same kind; nothing is decided per call.
 
     Only query, key, value and the token spaces change from call to call; shapes may differ in batch and
-    tokens.
+    tokens. A call that the planned backend cannot run is a ValueError; one that makes it fall back is
+    counted.
     """
 
     request: Request
@@ -145,7 +149,7 @@ class Planned:
     ) -> Any:
         spaces = {"q_at": q_at, "k_at": k_at}
         request = make_request(query, key, value, **{**self.options, **spaces})
-        return _answer(request, self.choice)
+        return _answer(request, settled(request, self.choice))
 
 
 def plan(query: Tensor, key: Tensor | KVView, value: Tensor | None = None, **options: Any) -> Planned:

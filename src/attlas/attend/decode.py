@@ -14,10 +14,11 @@ from torch.nn import functional
 from attlas.attend.block import programs_of
 from attlas.attend.block_kernel import block_attention
 from attlas.attend.cost import Cost, pair_cost
+from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Piece, Request, take
 from attlas.attend.state import Part, State, merge_softmax
-from attlas.attend.tiles import kernel_for
+from attlas.attend.tiles import kernel_for, matmul
 from attlas.attend.view import KVView
 from attlas.pattern import Tokens
 
@@ -33,23 +34,11 @@ def supports(request: Request) -> str | None:
     """None, or the reason why this backend cannot answer the request."""
     if request.view is None:
         return "it takes a KVView, not key and value tensors"
-    if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
     if request.score.kernel != "dot":
         return f"its score is the dot product, not {request.score.name}"
-    if request.gate is not None:
-        return "it has no gate"
-    if request.extra:
-        return "it has no extra terms"
-    if request.dropout:
-        return "it has no dropout"
-    if request.return_edge:
-        return "it returns no edge states"
     if request.needs_grad:
         return "it has no gradient"
-    return None
+    return beyond_softmax(request)
 
 
 def estimate(request: Request) -> Cost:
@@ -160,10 +149,13 @@ def _rows(
         mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
         mask.masked_fill_(~visible.to(query.device), -float("inf"))
         mask = mask.expand(-1, rows, -1).repeat(1, group, 1).unsqueeze(1)
-    if _by_products(folded, key, value):
-        out, lse = _products(folded, key, value, scale, mask)
-    else:
-        out, lse = kernel_for(query.device, query.dtype).forward(folded, key, value, scale, False, mask)
+    kernel = matmul if _by_products(folded, key, value) else kernel_for(query.device, query.dtype).forward
+    out, lse = kernel(folded, key, value, scale, False, mask)
+    if visible is not None and not bool(torch.isfinite(out).all()):
+        # Numbers behind absent slots may be anything, and 0 * NaN is NaN: once more with zeros there.
+        absent = ~visible.to(query.device).any(-2)[:, None, :, None]
+        key, value = key.masked_fill(absent, 0.0), value.masked_fill(absent, 0.0)
+        out, lse = kernel(folded, key, value, scale, False, mask)
     out = out[..., :value_width].reshape(batch, heads, rows, value_width)
     lse = lse.reshape(batch, heads, rows)
     if visible is not None:
@@ -182,20 +174,6 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor) -> bool:
         return False
     flat = all(t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in (key, value))
     return flat and (query.dtype == torch.bfloat16 or query.device.type != "cpu")
-
-
-def _products(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    logits = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scale)
-    if mask is None:
-        weights = logits.softmax(-1)
-    else:
-        logits += mask
-        weights = logits.softmax(-1).nan_to_num_(0.0)  # a row without keys
-    # The largest weight is exp(largest logit - lse): cheaper than a second pass of exponentials.
-    lse = logits.amax(-1) - weights.amax(-1).log()
-    return torch.matmul(weights.to(value.dtype), value), lse
 
 
 def _piece(request: Request, piece: Piece, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,24 @@ merge of its parts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from attlas.attend.state import Part, State, merge_mean, merge_softmax, merge_sum
+from attlas.attend.state import Part, State, merge_softmax, merge_sum
 
-__all__ = ["L1", "Chain", "Identity", "Normaliser", "RowContext", "Sigmoid", "Softmax", "Threshold"]
+__all__ = [
+    "Chain",
+    "Identity",
+    "Normaliser",
+    "RowContext",
+    "Sigmoid",
+    "Softmax",
+    "Threshold",
+    "zero_where_edges",
+]
 
 
 @dataclass
@@ -154,7 +162,7 @@ class Sigmoid(Normaliser):
             shifted = logits + bias
         else:
             shifted = logits + self.bias
-        ctx.statistics["lse"] = _zero_where_edges(mask, logits)
+        ctx.statistics["lse"] = zero_where_edges(mask, logits)
         return torch.where(mask, shifted.sigmoid(), 0.0)
 
     def merge(self, parts: Sequence[Part]) -> Part:
@@ -166,51 +174,11 @@ class Identity(Normaliser):
     """w_ij = l_ij: linear attention without a feature map."""
 
     def rows(self, logits: Tensor, mask: Tensor, ctx: RowContext, *tensors: Tensor) -> Tensor:
-        ctx.statistics["lse"] = _zero_where_edges(mask, logits)
+        ctx.statistics["lse"] = zero_where_edges(mask, logits)
         return logits.masked_fill(~mask, 0.0)
 
     def merge(self, parts: Sequence[Part]) -> Part:
         return merge_sum(parts)
-
-
-_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "softplus": functional.softplus,
-    "relu": functional.relu,
-    "exp": torch.exp,
-}
-
-
-@dataclass(frozen=True, eq=False)
-class L1(Normaliser):
-    """w_ij = f(l_ij) / Σ_n |f(l_in)|, 0 where the sum is 0.
-
-    feature: "identity" (the default: rescales what an earlier stage gave), "softplus", "relu" or "exp"
-    (without softmax's protection against overflow). Where f may be negative the sum of absolute values is
-    used.
-    """
-
-    feature: str = "identity"
-
-    amplification = 2.0
-
-    def __post_init__(self) -> None:
-        if self.feature not in _FEATURES:
-            raise ValueError(f"L1: feature must be one of {', '.join(_FEATURES)}, got {self.feature!r}")
-
-    @property
-    def name(self) -> str:
-        return f"l1({self.feature})"
-
-    def rows(self, logits: Tensor, mask: Tensor, ctx: RowContext, *tensors: Tensor) -> Tensor:
-        feature = _FEATURES[self.feature](logits.masked_fill(~mask, 0.0)).masked_fill(~mask, 0.0)
-        total = feature.abs().sum(-1, keepdim=True)
-        ctx.statistics["total"] = total
-        ctx.statistics.setdefault("lse", _zero_where_edges(mask, logits))
-        return feature / torch.where(total == 0, 1.0, total)
-
-    def merge(self, parts: Sequence[Part]) -> Part:
-        return merge_mean(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +198,7 @@ class Threshold(Normaliser):
         return f"threshold({self.at:g})"
 
     def rows(self, logits: Tensor, mask: Tensor, ctx: RowContext, *tensors: Tensor) -> Tensor:
-        ctx.statistics.setdefault("lse", _zero_where_edges(mask, logits))
+        ctx.statistics.setdefault("lse", zero_where_edges(mask, logits))
         return torch.where(mask & (logits >= self.at), logits, 0.0)
 
 
@@ -269,6 +237,7 @@ class Chain(Normaliser):
         return logits
 
 
-def _zero_where_edges(mask: Tensor, logits: Tensor) -> Tensor:
+def zero_where_edges(mask: Tensor, logits: Tensor) -> Tensor:
+    """The lse of rows (..., rows, 1) that have none of their own: 0, or -inf without edges."""
     some = mask.expand(torch.broadcast_shapes(mask.shape, logits.shape)).any(-1, keepdim=True)
     return torch.where(some, 0.0, -float("inf")).to(logits.dtype)

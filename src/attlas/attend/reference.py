@@ -9,7 +9,7 @@ from torch import Tensor
 from attlas.attend.cost import Cost, Shapes, cost
 from attlas.attend.dropout import drop, keeps
 from attlas.attend.normaliser import RowContext
-from attlas.attend.request import Piece, Request, Result, take
+from attlas.attend.request import Piece, Request, Result, present, take
 from attlas.attend.state import Part
 from attlas.pattern import Tokens
 from attlas.score import Edge
@@ -126,12 +126,8 @@ def dense_mask(piece: Piece, request: Request) -> Tensor:
 
 
 def _repeated(tensor: Tensor, piece: Piece) -> Tensor:
-    """Float64, one head per query head; absent keys are zeros, whatever their memory holds."""
-    wide = tensor.to(EXACT).repeat_interleave(piece.group, 1)
-    if piece.k_at.valid is None:
-        return wide
-    valid = piece.k_at.valid.to(tensor.device).view(-1, 1, piece.k_at.length, 1)
-    return wide.masked_fill(~valid, 0.0)
+    """Float64, one head per query head."""
+    return present(tensor.to(EXACT).repeat_interleave(piece.group, 1), piece.k_at)
 
 
 def _at(space: Tokens, request: Request) -> Tensor:

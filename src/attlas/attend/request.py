@@ -16,7 +16,7 @@ from attlas.attend.view import KVView
 from attlas.pattern import Pattern, Tokens
 from attlas.score import Dot, Edge, Score
 
-__all__ = ["Piece", "Request", "Result", "make_request"]
+__all__ = ["Piece", "Request", "Result", "make_request", "present", "take"]
 
 Extra = tuple[tuple[Tensor, Tensor], ...]
 
@@ -222,6 +222,14 @@ def take(tensor: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
     if tuple(heads) == tuple(range(first, first + count)):
         return tensor if count == tensor.shape[axis] else tensor.narrow(axis, first, count)
     return tensor.index_select(axis, torch.tensor(heads, device=tensor.device))
+
+
+def present(tensor: Tensor, k_at: Tokens | None) -> Tensor:
+    """Keys or values (B, G, M, ...) with zeros for absent ones: their memory may hold anything, and 0 * NaN
+    is NaN."""
+    if k_at is None or k_at.valid is None:
+        return tensor
+    return tensor.masked_fill(~k_at.valid.to(tensor.device).view(-1, 1, k_at.length, 1), 0.0)
 
 
 def _given(tensor: Tensor | None) -> Tensor:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from attlas.attend.cost import Cost, cost
 from attlas.attend.reference import assemble, shapes_of
-from attlas.attend.request import Piece, Request, Result, take
+from attlas.attend.request import Piece, Request, Result, present, take
 from attlas.attend.row_blocks import Block, RowWork
 from attlas.attend.state import Part
-from attlas.pattern import Tokens
 
 __all__ = ["NAME", "estimate", "evaluate", "run", "supports"]
 
@@ -53,7 +52,7 @@ def evaluate(request: Request) -> Result:
 def _piece(request: Request, piece: Piece) -> Result:
     work = RowWork(request, piece)
     query = take(request.query, piece.heads).unflatten(1, (len(piece.kv_heads), piece.group))
-    key, value = _present(piece.key, piece.k_at), _present(piece.value, piece.k_at)
+    key, value = present(piece.key, piece.k_at), present(piece.value, piece.k_at)
     outputs = _RowBlocks.apply(work, query, key, value, *work.operands())
     out, lse, total, edges = outputs
     return Result(
@@ -62,13 +61,6 @@ def _piece(request: Request, piece: Piece) -> Result:
         None if total is None else total.flatten(1, 2),
         None if edges is None else edges.flatten(1, 2),
     )
-
-
-def _present(tensor: Tensor, k_at: Tokens) -> Tensor:
-    """Absent keys as zeros: their memory may hold anything, and 0 * NaN is NaN."""
-    if k_at.valid is None:
-        return tensor
-    return tensor.masked_fill(~k_at.valid.to(tensor.device).view(-1, 1, k_at.length, 1), 0.0)
 
 
 class _RowBlocks(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """torch's `scaled_dot_product_attention`: dense and causal attention without a mask, anything else with one.
 
-On the CPU its fused kernel works on equal widths and equal batches without a differentiable bias; elsewhere
-torch falls back *silently* to plain matrix products with an N × M matrix: `inner_fallback` says so
-beforehand.
+On the CPU its fused kernel works on equal widths and equal batches, adjacent numbers of a row and a bias
+without gradient; elsewhere torch falls back *silently* to plain matrix products with an N × M matrix. What
+can be brought into that form is; `inner_fallback` tells of the rest beforehand, and of an N × M mask.
 """
 
 import math
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attlas.attend.cost import Cost, cost
+from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
-from attlas.attend.request import Request
+from attlas.attend.request import Request, present
 from attlas.attend.state import Part, State
 from attlas.pattern import Pattern, dense
 from attlas.score import EdgeBias, Score, ScoreSum
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 NAME = "sdpa"
+FEW_ROWS = 64
+"""Queries up to which a mask is linear in the keys: as many rows as a block of `rows` holds at a time."""
 MASKED = 2.0
 """A boolean mask costs about twice the time of the whole square without one (measured, torch 2.13 CPU)."""
 
@@ -38,24 +41,12 @@ def supports(request: Request) -> str | None:
     """None, or the reason why this backend cannot answer the request."""
     if request.view is not None:
         return "it takes key and value tensors, not a KVView"
-    if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
     score, _ = split_bias(request.score)
     if score is None or not score.lowers(request.dtype):
         return f"the score {request.score.name} is no dot product in {request.dtype}"
-    if request.gate is not None:
-        return "it has no gate"
-    if request.extra:
-        return "it has no extra terms"
-    if request.dropout:
-        return "its dropout is not the counter-based one"
-    if request.return_edge:
-        return "it returns no edge states"
     if request.return_state:
         return "it returns no differentiable state"
-    return None
+    return beyond_softmax(request, "its dropout is not the counter-based one")
 
 
 def split_bias(score: Score) -> tuple[Score | None, EdgeBias | None]:
@@ -102,11 +93,15 @@ def maskless(request: Request) -> bool:
 
 
 def inner_fallback(request: Request) -> str | None:
-    """Why torch would leave its fused kernel for this request, or None."""
+    """Why torch would leave its fused kernel, or why an N × M mask would be built for it, or None."""
     _, bias = split_bias(request.score)
     if bias is not None and torch.is_grad_enabled() and bias.values.requires_grad:
         return "sdpa computes the whole N × M matrix when a bias needs gradient"
-    return None
+    if request.queries <= FEW_ROWS or maskless(request):
+        return None
+    if bias is not None and sees_all(request) and bias.values.dtype == request.dtype:
+        return None  # the caller's own table is the mask
+    return "sdpa needs an N × M mask here"
 
 
 def estimate(request: Request) -> Cost:
@@ -127,13 +122,14 @@ def run(request: Request) -> Part:
     lowered = None if score is None else score.lower(request.query, request.key, request.edge)
     if lowered is None:
         raise ValueError(f"sdpa: the score {request.score.name} is no dot product; see supports()")
+    key, value = present(lowered.key, request.k_at), present(request.value, request.k_at)
     width = max(lowered.query.shape[-1], request.value_width)
     causal = is_causal_square(request)
     mask, empty = _mask(request, bias, causal)
     out = functional.scaled_dot_product_attention(
         _padded(lowered.query, width),
-        _padded(lowered.key, width),
-        _padded(request.value, width),
+        _padded(key, width),
+        _padded(value, width),
         attn_mask=mask,
         is_causal=causal and mask is None,
         scale=lowered.scale,
@@ -148,16 +144,19 @@ def run(request: Request) -> Part:
 
 
 def _padded(tensor: Tensor, width: int) -> Tensor:
-    """Zero columns keep torch on its fused path, which needs equal widths; they change no dot product."""
-    return tensor if tensor.shape[-1] == width else functional.pad(tensor, (0, width - tensor.shape[-1]))
+    """Zero columns keep torch on its fused path, which needs equal widths and adjacent numbers of a row."""
+    if tensor.shape[-1] != width:
+        return functional.pad(tensor, (0, width - tensor.shape[-1]))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _mask(request: Request, bias: EdgeBias | None, causal: bool) -> tuple[Tensor | None, Tensor | None]:
     """(mask for SDPA, rows without edges (…, N, 1)); both None where no mask is needed."""
-    if bias is None and (causal or sees_all(request)):
+    everything = sees_all(request)
+    if bias is None and (causal or everything):
         return None, None
-    if request.k_at is None:
-        raise ValueError("sdpa needs key tensors")
+    if bias is not None and everything:
+        return bias.tensors()[0].to(request.dtype), None
     allowed = _allowed(request)
     empty = ~allowed.any(-1, keepdim=True)
     # Rows without edges look at everything and are zeroed after: no NaN in either direction.

@@ -27,8 +27,8 @@ class State:
 
     lse: log of the sum of exp(logit) over the row's edges, without any sink, float32 or float64; -inf for a
     row without edges. It carries gradient. For normalisers whose parts simply add up it is 0 where the row
-    has edges. `total`: the divisor of an L1 normalisation. `normaliser`: whose merge applies; None means
-    softmax.
+    has edges. `total`: the divisor of an L1 or (without eps) a Ratio normalisation. `normaliser`: whose merge
+    applies; None means softmax.
     """
 
     lse: Float[Tensor, "B H N"]
@@ -88,11 +88,12 @@ def merge_sum(parts: Sequence[Part]) -> Part:
     return out, State(lse, None, parts[0][1].normaliser)
 
 
-def merge_mean(parts: Sequence[Part]) -> Part:
-    """out = Σ_p out_p total_p / Σ_p total_p: for weights divided by their sum."""
+def merge_mean(parts: Sequence[Part], eps: float = 0.0) -> Part:
+    """out = Σ_p out_p (eps + total_p) / (eps + Σ_p total_p): for weights divided by their sum plus eps."""
     totals = torch.stack([_total(state) for _, state in parts])
     total = totals.sum(0)
-    weight = totals / torch.where(total == 0, 1.0, total)
+    divisor = total + eps
+    weight = (totals + eps) / torch.where(divisor == 0, 1.0, divisor)
     outs = torch.stack([out for out, _ in parts])
     out = (weight.unsqueeze(-1) * outs.to(weight.dtype)).sum(0).to(parts[0][0].dtype)
     lse = torch.stack([state.lse for _, state in parts]).amax(0)
@@ -101,7 +102,9 @@ def merge_mean(parts: Sequence[Part]) -> Part:
 
 def _total(state: State) -> Tensor:
     if state.total is None:
-        raise ValueError("merge: a part of an L1 normaliser has no total; ask attend for return_state=True")
+        raise ValueError(
+            "merge: a part of an L1 or Ratio normaliser has no total; ask attend for return_state=True"
+        )
     return state.total
 
 

@@ -5,6 +5,7 @@ where several query heads share a key head) and return out (X, Y, rows, D) in th
 rows) in float32 (float64 for float64).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 __all__ = ["Kernel", "flash", "flash_backward", "kernel_for", "matmul", "matmul_backward"]
 
+LOGIT_ERROR = 1.6e-2
+"""How much rounding to bfloat16 may change a logit: the relative error of its weight."""
 _FLASH_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -59,13 +62,14 @@ def flash_backward(
 def matmul(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same tile as `flash` from matrix products, on any device; reduced dtypes compute in float32."""
-    wide = _wide(query.dtype)
+    """The same tile as `flash` from matrix products, on any device; logits and weights are float32."""
     logits = _logits(query, key, scale, causal, mask)
-    lse = torch.logsumexp(logits, -1)
-    lse = lse.masked_fill(lse == -float("inf"), 0.0)
-    weights = (logits - lse.unsqueeze(-1)).exp()
-    return torch.matmul(weights, value.to(wide)).to(query.dtype), lse
+    top = logits.amax(-1)
+    empty = top == -float("inf")
+    weights = logits.softmax(-1).masked_fill_(empty.unsqueeze(-1), 0.0)
+    # The largest weight is exp(largest logit - lse): cheaper than a second pass of exponentials.
+    lse = (top - weights.amax(-1).log()).masked_fill_(empty, 0.0)
+    return torch.matmul(weights.to(value.dtype), value), lse
 
 
 def matmul_backward(
@@ -100,14 +104,33 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
 
 def _logits(query: Tensor, key: Tensor, scale: float, causal: bool, mask: Tensor | None) -> Tensor:
     wide = _wide(query.dtype)
-    logits = torch.matmul(query.to(wide) * scale, key.to(wide).transpose(-1, -2))
+    if query.dtype == torch.bfloat16:
+        logits = _product(query, key, scale)
+    else:
+        logits = torch.matmul(query.to(wide) * scale, key.to(wide).transpose(-1, -2))
     if mask is not None:
-        logits = logits + mask
+        logits += mask
     if causal:
         rows, keys = logits.shape[-2:]
         future = torch.ones(rows, keys, dtype=torch.bool, device=logits.device).triu(1)
         logits = logits.masked_fill(future, -float("inf"))
     return logits
+
+
+def _product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """scale q . k in float32 from products in bfloat16, so that no key is copied or widened.
+
+    torch gives sums of float32 back in bfloat16. Where that rounding could change a logit by more than
+    `LOGIT_ERROR`, a second product minus the first holds what it cut off.
+    """
+    rows, keys = query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2)
+    first = torch.bmm(rows, keys)
+    logits = first.float()
+    largest = float(torch.linalg.vector_norm(logits, math.inf)) if logits.numel() else 0.0
+    # Half a unit in the last of 8 places of the largest number.
+    if abs(scale) * 2.0 ** (math.frexp(largest)[1] - 9) > LOGIT_ERROR:
+        logits += torch.baddbmm(first, rows, keys, beta=-1)
+    return logits.mul_(scale).view(*query.shape[:-1], key.shape[-2])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

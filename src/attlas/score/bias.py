@@ -52,9 +52,9 @@ class EdgeBias(Score):
 
     def lowers(self, dtype: torch.dtype) -> bool:
         values = self.tensors()[0].detach()
-        if dtype not in _LOWERED or not bool(torch.isfinite(values).all()):
-            return False
-        return values.shape[3] == 1 or (values.shape[2] == 1 and values.shape[1] == 1)
+        row_or_key = values.shape[3] == 1 or (values.shape[2] == 1 and values.shape[1] == 1)
+        # The shape first: to look at every number of a whole table would cost N x M more of them.
+        return dtype in _LOWERED and row_or_key and bool(torch.isfinite(values).all())
 
     def lower(self, query: Tensor, key: Tensor, edge: Edge) -> Lowering | None:
         """Query-only: a shift of the lse. Key-only: one more key column, met by a query column of ones."""
