@@ -99,7 +99,20 @@ def _even(sets: Sequence[tuple[int, int, int]]) -> list[Heads]:
     return joined
 
 
-@lru_cache(maxsize=512)
+def _all_steps(
+    program: Program,
+    heads: Heads,
+    shape: tuple[int, int, int, int, int, int],
+    query: Strides,
+    key: Strides,
+    value: Strides,
+) -> tuple[Step, ...]:
+    return tuple(step for call in program.calls for step in _steps(call, heads, shape, query, key, value))
+
+
+_kept_steps = lru_cache(maxsize=512)(_all_steps)
+
+
 def schedule(
     program: Program,
     heads: Heads,
@@ -109,8 +122,8 @@ def schedule(
     value: Strides,
 ) -> tuple[Step, ...]:
     """The steps of a program; shape is (B, H, G, N, M, D) and the strides are those of q, k, v in
-    elements."""
-    return tuple(step for call in program.calls for step in _steps(call, heads, shape, query, key, value))
+    elements. Kept for the next call unless the program is that of one call."""
+    return (_kept_steps if program.lasting else _all_steps)(program, heads, shape, query, key, value)
 
 
 def _steps(
