@@ -15,13 +15,17 @@ from attlas.pattern import (
     dense,
     distance,
     elastic,
+    group,
     key,
+    linked,
     opaque,
     parse,
     per_head,
     per_kv_head,
     register,
+    role,
     rounded,
+    same,
     sink,
     span_rule,
     window,
@@ -41,6 +45,9 @@ def test_atoms_by_hand() -> None:
     assert rows_of(distance(1, 3)) == [".....", "x....", "xx...", ".xx..", "..xx."]
     assert rows_of(distance(None, 0)) == [".xxxx", "..xxx", "...xx", "....x", "....."]
     assert rows_of(key(1, 3)) == [".xx.."] * 5
+    assert rows_of(group(2)) == ["xx...", "xx...", "..xx.", "..xx.", "....x"]
+    assert rows_of(group(3, shift=1)) == ["xx...", "xx...", "..xxx", "..xxx", "..xxx"]
+    assert rows_of(group(3, shift=-1)) == ["x....", ".xxx.", ".xxx.", ".xxx.", "....x"]
     assert rows_of(rounded(2, causal() & window(1))) == ["xx...", "xx...", "..xx.", "..xx.", "....x"]
     assert rows_of(dense() - window(0)) == ["xxxxx"] * 5
     assert rows_of(window(0) | sink(0)) == ["....."] * 5
@@ -67,7 +74,11 @@ def test_elastic_sizes() -> None:
 
 def test_binding() -> None:
     rule = span_rule(-1024, 0.5)
-    assert rule.free == {"N"} and rule.bind(M=3) == rule
+    assert rule.free == {"N"} and causal().bind(N=9) == causal()  # N may always be stated
+    with pytest.raises(ValueError, match=r"bind: causal & .* has no free name 'M'; its free names: N$"):
+        rule.bind(M=3)
+    with pytest.raises(ValueError, match=r"bind: causal has no free name 'line'; its free names: none$"):
+        causal().bind(line=torch.zeros(3))
     bound = rule.bind(N=4096)
     assert bound == causal() & (window(960) | sink(64)) and not bound.free
     assert rule.sink_window() == (64, Elastic(-1024, 0.5, minimum=128, multiple=64, offset=-64))
@@ -98,6 +109,10 @@ def test_binding() -> None:
         ("dense - window(2) - sink(1)", (dense() - window(2)) - sink(1)),
         ("~(causal & window(3)) - sink(1)", ~(causal() & window(3)) - sink(1)),
         ("distance(lo=-3) & key(hi=7)", distance(-3) & key(None, 7)),
+        ("causal & group(64)", causal() & group(64)),
+        ("group(elastic(0, 0.25, minimum=1), shift=-3)", group(elastic(0, 0.25, minimum=1), -3)),
+        ("causal & (same('line') | role('text'))", causal() & (same("line") | role("text"))),
+        ("linked('tree') - role('tool', side='query')", linked("tree") - role("tool", "query")),
         ("rounded(64, causal) & causal", rounded(64, causal()) & causal()),
         ("per_head([causal, window(3)]) & sink(1)", per_head([causal(), window(3)]) & sink(1)),
         ("per_kv_head([causal])", per_kv_head([causal()])),
@@ -161,6 +176,10 @@ def test_errors_of_sizes() -> None:
         sink(-2)
     with pytest.raises(ValueError, match=r"key lo must be >= 0, got -1"):
         key(-1, 4)
+    with pytest.raises(ValueError, match=r"group size must be >= 1, got 0"):
+        group(0)
+    with pytest.raises(ValueError, match=r"group size must be >= 1, got 0 \(binding .* at N=3\)"):
+        group(elastic(0, 0.25)).bind(N=3)
     with pytest.raises(ValueError, match=r"distance needs lo <= hi, got 4 and 3"):
         distance(4, 3)
     with pytest.raises(ValueError, match=r"rounded block must be an integer >= 1, got 0"):
