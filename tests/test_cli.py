@@ -117,6 +117,7 @@ def test_explain_binds_the_length(attlas_says):
 
 def test_explain_refuses_what_is_no_pattern(refused):
     assert "windw" in refused("explain", "causal & windw(3)")
+    assert "waits for tensors (line), which a command cannot give" in refused("explain", "same('line')")
 
 
 def test_claim_needs_a_name_or_all(refused):

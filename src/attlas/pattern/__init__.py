@@ -11,6 +11,7 @@ from attlas.pattern.heads import opaque, per_head, per_kv_head
 from attlas.pattern.intervals import Intervals
 from attlas.pattern.layout import Layout, Part, Tile, clear_layouts
 from attlas.pattern.official import load_official
+from attlas.pattern.order import Order, sorted_by
 from attlas.pattern.plan import ModelShape, Plan, PlanMismatch
 from attlas.pattern.registry import REGISTRY, register
 from attlas.pattern.rules import band_rule, span_rule
@@ -32,6 +33,7 @@ __all__ = [
     "Mean",
     "ModelShape",
     "NeighbourList",
+    "Order",
     "Part",
     "Pattern",
     "Plan",
@@ -60,6 +62,7 @@ __all__ = [
     "rounded",
     "same",
     "sink",
+    "sorted_by",
     "span_rule",
     "uniform_plan",
     "window",

@@ -119,7 +119,7 @@ class Pattern:
         for child in self.children:
             child.check_tokens(q_at, k_at)
 
-    @property
+    @cached_property
     def batch(self) -> int | None:
         """Number of batch rows with pairs of their own; None: one set of pairs for the whole batch."""
         found = {child.batch for child in self.children} - {None}

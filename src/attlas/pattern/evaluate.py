@@ -24,9 +24,9 @@ def mask(pattern: Pattern, q_at: Tokens, k_at: Tokens, device: Any = None) -> Te
     rows, keys = (0, q_at.length), (0, k_at.length)
     if pattern.heads is None:
         return tile(pattern, q_at, k_at, rows, keys, 0, device)
-    return torch.stack(
-        [tile(pattern, q_at, k_at, rows, keys, h, device) for h in range(pattern.heads)], dim=-3
-    )
+    masks = [tile(pattern, q_at, k_at, rows, keys, h, device) for h in range(pattern.heads)]
+    # Heads without a batch axis beside heads that have one.
+    return torch.stack(torch.broadcast_tensors(*masks), dim=-3)
 
 
 def tile(

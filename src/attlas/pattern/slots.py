@@ -106,7 +106,7 @@ class _Filled(Bound):
     def label(self) -> str:
         return f"{self.name}({self.slot!r}, bound)"
 
-    @property
+    @cached_property
     def batch(self) -> int | None:
         return batch_of(self.tensor, self.axes_of_row)
 

@@ -106,7 +106,7 @@ class _Table(Bound):
     def heads(self) -> int | None:
         return self.idx.shape[-3] if self.idx.dim() > 2 and self.idx.shape[-3] > 1 else None
 
-    @property
+    @cached_property
     def batch(self) -> int | None:
         return batch_of(self.idx, 3)
 
