@@ -141,6 +141,7 @@ def test_explain_refuses_what_is_no_pattern(refused):
     assert "'windw' is not a pattern (did you mean 'window'?); known: causal, dense, distance, " in error
     error = refused("explain", "causal & (window(3)")
     assert "'(' was never closed, at '(window(3)'; known: causal, dense, distance, " in error
+    assert "waits for tensors (line), which a command cannot give" in refused("explain", "same('line')")
 
 
 def test_explain_counts_as_the_layout_does(attlas_says):

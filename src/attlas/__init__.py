@@ -21,8 +21,9 @@ ROOMS = ("pattern", "score", "attend", "cache", "bridges", "tasks", "tune", "rep
 
 _FROM = {
     "pattern": (
-        "Elastic elastic Tokens Pattern causal dense window sink distance key rounded per_head per_kv_head "
-        "opaque parse Plan PlanMismatch ModelShape span_rule band_rule uniform_plan load_official"
+        "Elastic elastic Tokens Pattern causal dense window sink distance key group rounded per_head "
+        "per_kv_head same role linked opaque parse Segments BlockTable NeighbourList Plan PlanMismatch "
+        "Order sorted_by ModelShape span_rule band_rule uniform_plan load_official"
     ),
     "score": "Score Dot Cosine DistanceBias EdgeBias Given RowScale",
     "attend": (

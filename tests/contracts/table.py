@@ -32,17 +32,24 @@ from attlas.attend import (
 )
 from attlas.attend.backends import core_of
 from attlas.pattern import (
+    BlockTable,
+    NeighbourList,
     Pattern,
+    Segments,
     Tokens,
     causal,
     dense,
     distance,
     elastic,
+    group,
     key,
+    linked,
     opaque,
     parse,
     per_head,
     per_kv_head,
+    role,
+    same,
     sink,
     window,
 )
@@ -68,8 +75,15 @@ class Inputs:
         return tensor
 
 
-# One row per variant: add a system's pattern here and every backend is tested on it.
-PATTERNS: dict[str, Pattern | None] = {
+def _drawn(low: int, high: int, *shape: int) -> Tensor:
+    """Integers in [low, high) that depend on the shape only."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(low, high, shape, generator=generator)
+
+
+# One row per variant: add a system's pattern here and every backend is tested on it. A pattern that holds
+# tensors is a function of the length.
+PATTERNS: dict[str, Pattern | Callable[[int], Pattern] | None] = {
     "none": None,
     "dense": dense(),
     "causal": causal(),
@@ -83,7 +97,33 @@ PATTERNS: dict[str, Pattern | None] = {
     "per head": per_head([causal(), causal() & window(7), causal(), window(5) & key(0, 30)]),
     "per KV head": per_kv_head([causal() & (window(10) | sink(4)), causal() & (window(33) | sink(4))]),
     "opaque": causal() & opaque(lambda i, j: (i + j) % 3 != 1, "thirds"),
+    "group": causal() & group(24, shift=7),
+    "slots": lambda n: (
+        causal()
+        & (same("line") | role("text") & ~role("tool", "query")).bind(
+            line=torch.arange(n) // 20 - 1, text=_drawn(0, 4, n) == 0, tool=_drawn(0, 3, n) == 0
+        )
+    ),
+    "links": lambda n: linked("tree").bind(tree=_drawn(-1, n, 2, 6 * n)) - window(3),
+    # Documents of uneven length, one of them empty, and padding behind the last.
+    "segments": lambda n: causal() & Segments(torch.tensor([0, 5, 5, n // 2, n - 9])),
+    "block table": lambda n: (
+        causal()
+        & BlockTable(
+            _drawn(-1, n // 16 + 1, HEADS, n // 16 + 1, 3), _drawn(0, 5, HEADS, n // 16 + 1, 3) > 0, 16
+        )
+    ),
+    # Batch rows with pairs of their own.
+    "neighbours": lambda n: causal() & (NeighbourList(_drawn(-1, n, BATCH, 1, n, 9)) | sink(1)),
 }
+
+
+def pattern_at(name: str, length: int) -> Pattern | None:
+    """The pattern of a row, bound at a length."""
+    row = PATTERNS[name]
+    pattern = row if row is None or isinstance(row, Pattern) else row(length)
+    return pattern if pattern is None else pattern.bind(N=length)
+
 
 SCORES: dict[str, Callable[[Inputs], Score]] = {
     "dot": lambda given: Dot(),
@@ -193,9 +233,8 @@ class Case:
         given.leaf(BATCH, HEADS, self.length, WIDTH)
         given.leaf(BATCH, kv_heads, self.length, WIDTH)
         given.leaf(BATCH, kv_heads, self.length, self.value_width)
-        pattern = PATTERNS[self.pattern]
         options = {
-            "pattern": pattern if pattern is None else pattern.bind(N=self.length),
+            "pattern": pattern_at(self.pattern, self.length),
             "score": SCORES[self.score](given),
             "normaliser": NORMALISERS[self.normaliser](given),
             "aggregate": AGGREGATES[self.aggregate],

@@ -1,13 +1,33 @@
-"""Random recipes from every registered atom, and the definition of each atom in plain Python."""
+"""Random patterns from every registered atom, and the definition of each atom in plain Python."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
-from attlas.pattern import Pattern, Tokens, causal, dense, distance, key, rounded, sink, window
+from attlas.pattern import (
+    BlockTable,
+    NeighbourList,
+    Pattern,
+    Segments,
+    Tokens,
+    causal,
+    dense,
+    distance,
+    group,
+    key,
+    linked,
+    role,
+    rounded,
+    same,
+    sink,
+    window,
+)
 from attlas.pattern.algebra import And, Minus, Not, Or
 
 sizes = st.integers(0, 40)
@@ -26,23 +46,66 @@ ATOMS: dict[str, st.SearchStrategy[Pattern]] = {
     "sink": st.builds(sink, sizes),
     "distance": st.tuples(offsets, offsets).filter(_ordered).map(lambda ends: distance(*ends)),
     "key": st.tuples(positions, positions).filter(_ordered).map(lambda ends: key(*ends)),
+    "group": st.builds(group, st.integers(1, 12), st.integers(-15, 15)),
 }
 """One strategy per atom; a test holds this table against the registry."""
+
+SLOTS: dict[str, st.SearchStrategy[Pattern]] = {
+    "same": st.builds(same, st.sampled_from(["line", "speaker"])),
+    "role": st.builds(role, st.sampled_from(["text", "tool"]), st.sampled_from(["key", "query"])),
+    "linked": st.builds(linked, st.sampled_from(["tree", "order"])),
+}
+"""Atoms that wait for a tensor: they have text and JSON, and no pairs yet."""
+
+LAST = 80
+"""Positions that the bound patterns below cover; `spaces` end before."""
+
+
+def _from_seed(make: Callable[[Callable[..., torch.Tensor]], Pattern]) -> st.SearchStrategy[Pattern]:
+    """A pattern from `draw(low, high, *shape)`, integers in [low, high)."""
+
+    def build(seed: int) -> Pattern:
+        generator = torch.Generator().manual_seed(seed)
+        return make(lambda low, high, *shape: torch.randint(low, high, shape, generator=generator))
+
+    return st.integers(0, 2**16).map(build)
+
+
+BOUND_ATOMS: dict[str, st.SearchStrategy[Pattern]] = {
+    "same": _from_seed(lambda draw: same("line").bind(line=draw(-1, 5, LAST).sort()[0][draw(0, LAST, LAST)])),
+    "role": _from_seed(
+        lambda draw: role("text", ["key", "query"][draw(0, 2, 1)]).bind(text=draw(0, 3, LAST) == 0)
+    ),
+    "linked": _from_seed(lambda draw: linked("tree").bind(tree=draw(-3, LAST, 2, 200))),
+    "segments": _from_seed(lambda draw: Segments(draw(0, 70, 6).sort()[0], draw(0, 90, 6).sort()[0])),
+    "block_table": _from_seed(
+        lambda draw: BlockTable(draw(-1, 9, LAST // 8, 3), draw(0, 4, LAST // 8, 3) > 0, 8)
+    ),
+    "neighbours": _from_seed(lambda draw: NeighbourList(draw(-2, LAST, LAST, 7), None)),
+}
+"""One strategy per bound kind, over positions 0 .. LAST; a test holds this table against `BOUND`."""
 
 NODES = ("or", "and", "minus", "not", "rounded")
 """Kinds that hold other recipes; `recipes` builds them."""
 
-recipes = st.recursive(
-    st.one_of(*ATOMS.values()),
-    lambda inner: st.one_of(
-        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
-        st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
-        st.tuples(inner, inner).map(lambda pair: pair[0] - pair[1]),
-        inner.map(lambda one: ~one),
-        st.builds(rounded, st.integers(1, 9), inner),
-    ),
-    max_leaves=5,
-)
+
+def _trees(*leaves: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
+    return st.recursive(
+        st.one_of(*leaves),
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+            st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
+            st.tuples(inner, inner).map(lambda pair: pair[0] - pair[1]),
+            inner.map(lambda one: ~one),
+            st.builds(rounded, st.integers(1, 9), inner),
+        ),
+        max_leaves=5,
+    )
+
+
+recipes = _trees(*ATOMS.values())
+unfilled = _trees(*ATOMS.values(), *SLOTS.values())
+patterns = _trees(*ATOMS.values(), *BOUND_ATOMS.values())
 
 # Lengths that do not divide, chunks and decoding steps that start late, and queries that outnumber keys.
 spaces = st.builds(Tokens, length=st.integers(0, 45), start=st.integers(0, 30))
@@ -74,6 +137,35 @@ def allowed(pattern: Any, i: int, j: int, extent: int) -> bool:
         b = pattern.block
         rows, keys = range(i // b * b, i // b * b + b), range(j // b * b, j // b * b + b)
         return any(allowed(pattern.rule, x, y, extent) for x in rows for y in keys)
+    if name == "group":
+        return (i + pattern.shift) // pattern.size == (j + pattern.shift) // pattern.size
+    return _bound_definition(pattern)(i, j)
+
+
+@lru_cache(maxsize=8)
+def _bound_definition(pattern: Any) -> Callable[[int, int], bool]:
+    """The definition of a bound kind, on plain lists."""
+    name = pattern.name
+    if name in ("same", "role"):
+        values = pattern.tensor.tolist()
+        of = dict(enumerate(values))
+        if name == "same":
+            return lambda i, j: of.get(i, -1) == of.get(j, -2) and of[i] >= 0
+        return lambda i, j: of.get(i if pattern.side == "query" else j, False)
+    if name == "linked":
+        links = {(i, j) for i, j in zip(*pattern.tensor.tolist(), strict=True) if i >= 0 and j >= 0}
+        return lambda i, j: (i, j) in links
+    if name == "segments":
+        q, k = pattern.q_ptr.tolist(), pattern.k_ptr.tolist()
+        return lambda i, j: any(q[s] <= i < q[s + 1] and k[s] <= j < k[s + 1] for s in range(len(q) - 1))
+    if name in ("block_table", "neighbours"):
+        unit = pattern.block if name == "block_table" else 1
+        valid = torch.ones_like(pattern.idx, dtype=torch.bool) if pattern.valid is None else pattern.valid
+        seen = [
+            {entry for entry, there in zip(*row, strict=True) if there and entry >= 0}
+            for row in zip(pattern.idx.tolist(), valid.tolist(), strict=True)
+        ]
+        return lambda i, j: i // unit < len(seen) and j // unit in seen[i // unit]
     raise AssertionError(f"no definition of {name} here")
 
 

@@ -123,6 +123,16 @@ def damaged(**changes: Any) -> str:
         (damaged(layers=[[0], [1]]), r"damaged: plan layer 0 has 1 rules but the model has 2 KV heads"),
         (damaged(patterns=[{"kind": "windy"}] * 4), r"damaged: unknown pattern kind 'windy'"),
         (damaged(per="token"), r"damaged: plan per must be 'kv_head' or 'head', got 'token'"),
+        (
+            damaged().replace('"model": {', '"model": null, "was": {'),
+            r"plan\.json is damaged: model must be an object with named fields, got None; write",
+        ),
+        (damaged(metrics=[1]), r"damaged: metrics must be an object with named fields, got \[1\]"),
+        (
+            damaged(patterns={"kind": "causal"}),
+            r"damaged: patterns must hold lists, got \{'kind': 'causal'\}",
+        ),
+        (damaged(layers=[0, 1]), r"damaged: layers must hold lists, got 0"),
         (damaged(model={"name": "x"}), r"plan\.json is damaged: .*missing"),
         ('{"alphas": [[0, 1]], "betas": [[0]]}', r"betas must hold 1 layers of 2 heads each"),
         ('{"alphas": [[0, "x"]], "betas": [[0, 1]]}', r"alphas of layer 0 holds 'x', expected a number"),
@@ -235,6 +245,10 @@ def test_uniform_plan_of_a_density() -> None:
         uniform_plan(SHAPE, density=1.5)
     with pytest.raises(ValueError, match=r"of a model shape needs density=\.\.\., a share of the cache"):
         uniform_plan(SHAPE)
+    with pytest.raises(
+        TypeError, match=r"uniform_plan needs a Plan, or a ModelShape with density=\.\.\., got 3"
+    ):
+        uniform_plan(3)
 
 
 def test_uniform_plan_of_shared_kv_heads() -> None:

@@ -1,4 +1,4 @@
-"""Small cases by hand: atoms, sizes, token spaces, text, and the words of every error."""
+"""Small cases by hand: atoms, sizes, token spaces, and the words of every error."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from attlas.pattern import (
     dense,
     distance,
     elastic,
+    group,
     key,
     opaque,
     parse,
@@ -41,6 +42,9 @@ def test_atoms_by_hand() -> None:
     assert rows_of(distance(1, 3)) == [".....", "x....", "xx...", ".xx..", "..xx."]
     assert rows_of(distance(None, 0)) == [".xxxx", "..xxx", "...xx", "....x", "....."]
     assert rows_of(key(1, 3)) == [".xx.."] * 5
+    assert rows_of(group(2)) == ["xx...", "xx...", "..xx.", "..xx.", "....x"]
+    assert rows_of(group(3, shift=1)) == ["xx...", "xx...", "..xxx", "..xxx", "..xxx"]
+    assert rows_of(group(3, shift=-1)) == ["x....", ".xxx.", ".xxx.", ".xxx.", "....x"]
     assert rows_of(rounded(2, causal() & window(1))) == ["xx...", "xx...", "..xx.", "..xx.", "....x"]
     assert rows_of(dense() - window(0)) == ["xxxxx"] * 5
     assert rows_of(window(0) | sink(0)) == ["....."] * 5
@@ -67,7 +71,11 @@ def test_elastic_sizes() -> None:
 
 def test_binding() -> None:
     rule = span_rule(-1024, 0.5)
-    assert rule.free == {"N"} and rule.bind(M=3) == rule
+    assert rule.free == {"N"} and causal().bind(N=9) == causal()  # N may always be stated
+    with pytest.raises(ValueError, match=r"bind: causal & .* has no free name 'M'; its free names: N$"):
+        rule.bind(M=3)
+    with pytest.raises(ValueError, match=r"bind: causal has no free name 'line'; its free names: none$"):
+        causal().bind(line=torch.zeros(3))
     bound = rule.bind(N=4096)
     assert bound == causal() & (window(960) | sink(64)) and not bound.free
     assert rule.sink_window() == (64, Elastic(-1024, 0.5, minimum=128, multiple=64, offset=-64))
@@ -89,79 +97,6 @@ def test_binding() -> None:
         window(elastic(1, 0)).pair(torch.tensor(1), torch.tensor(1), {"N": 2})
 
 
-@pytest.mark.parametrize(
-    ("text", "pattern"),
-    [
-        ("causal & (window(256) | sink(4))", causal() & (window(256) | sink(4))),
-        ("causal | dense & sink(3)", causal() | (dense() & sink(3))),
-        ("dense - (window(2) - sink(1))", dense() - (window(2) - sink(1))),
-        ("dense - window(2) - sink(1)", (dense() - window(2)) - sink(1)),
-        ("~(causal & window(3)) - sink(1)", ~(causal() & window(3)) - sink(1)),
-        ("distance(lo=-3) & key(hi=7)", distance(-3) & key(None, 7)),
-        ("rounded(64, causal) & causal", rounded(64, causal()) & causal()),
-        ("per_head([causal, window(3)]) & sink(1)", per_head([causal(), window(3)]) & sink(1)),
-        ("per_kv_head([causal])", per_kv_head([causal()])),
-        (
-            "causal & (window(elastic(-1024, 0.5, minimum=128, multiple=64, offset=-64)) | sink(64))",
-            span_rule(-1024, 0.5),
-        ),
-        (
-            "window(mean([(3, elastic(0, 0.25)), (1, elastic(9, 0))], multiple=64, offset=-64))",
-            window(Mean(((3, elastic(0, 0.25)), (1, elastic(9, 0))), multiple=64, offset=-64)),
-        ),
-    ],
-)
-def test_text(text: str, pattern: Pattern) -> None:
-    assert str(pattern) == text
-    assert parse(text) == pattern
-    assert Pattern.from_dict(pattern.to_dict()) == pattern
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            "causal &",
-            r"cannot read pattern 'causal &': invalid syntax, at 'causal &'; known: causal, dense, ",
-        ),
-        ("causal & (window(3)", r"'\(' was never closed, at '\(window\(3\)'; known: causal, dense, "),
-        (
-            "casual",
-            r"'casual' is not a pattern \(did you mean 'causal'\?\); known: causal, dense, distance, ",
-        ),
-        ("zebra(3)", r"'zebra' is not a pattern; known: .*window, elastic, mean, joined by & \| - ~"),
-        ("window()", r"cannot read pattern 'window\(\)': window: .*missing .*'size'"),
-        ("window(-1)", r"window size must be >= 0, got -1"),
-        ("3", r"it is a int, not a pattern"),
-        ("causal & 3", r"'3' is not a pattern"),
-        ("causal + sink(1)", r"'causal \+ sink\(1\)' is not understood; known: causal, dense, "),
-        ("__import__('os').system('true')", r"is not understood"),
-        ("opaque('even')", r"'opaque' is not a pattern"),
-    ],
-)
-def test_text_that_is_not_a_pattern(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        parse(text)
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ({"size": 3}, r"not a pattern: expected an object with a kind"),
-        ([], r"not a pattern: expected an object with a kind, got \[\]"),
-        ({"kind": "windw", "size": 3}, r"unknown pattern kind 'windw'; known: and, causal, "),
-        ({"kind": "opaque", "label": "x"}, r"unknown pattern kind 'opaque'"),
-        ({"kind": "window"}, r"pattern window is incomplete"),
-        ({"kind": "window", "width": 3}, r"pattern window has no field 'width'; it has \['size'\]"),
-        ({"kind": "window", "size": {"elastic": {"alpha": 1}}}, r"not a size: .*'beta'"),
-        ({"kind": "window", "size": {"golden": 3}}, r"not a size: .*expected an integer"),
-    ],
-)
-def test_json_that_is_not_a_pattern(value: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Pattern.from_dict(value)
-
-
 def test_errors_of_sizes() -> None:
     with pytest.raises(ValueError, match=r"window size must be >= 0, got -1"):
         window(-1)
@@ -169,6 +104,10 @@ def test_errors_of_sizes() -> None:
         sink(-2)
     with pytest.raises(ValueError, match=r"key lo must be >= 0, got -1"):
         key(-1, 4)
+    with pytest.raises(ValueError, match=r"group size must be >= 1, got 0"):
+        group(0)
+    with pytest.raises(ValueError, match=r"group size must be >= 1, got 0 \(binding .* at N=3\)"):
+        group(elastic(0, 0.25)).bind(N=3)
     with pytest.raises(ValueError, match=r"distance needs lo <= hi, got 4 and 3"):
         distance(4, 3)
     with pytest.raises(ValueError, match=r"rounded block must be an integer >= 1, got 0"):

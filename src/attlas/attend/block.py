@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attlas.attend.block_kernel import block_attention
 from attlas.attend.block_program import Program, compile_layout, forget_masks
-from attlas.attend.block_schedule import schedule
+from attlas.attend.block_schedule import forget_steps
 from attlas.attend.cost import Cost, pair_cost
 from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
@@ -34,6 +34,8 @@ def supports(request: Request) -> str | None:
         return f"the score {request.score.name} is no dot product in {request.dtype}"
     if request.k_at is None or not (request.q_at.plain and request.k_at.plain):
         return "its tokens stand at contiguous positions and are all valid"
+    if request.pattern is not None and request.pattern.batch is not None:
+        return "its tiles are the same for every batch row, and the pattern has pairs of its own for each"
     return beyond_softmax(request)
 
 
@@ -70,7 +72,13 @@ def _request_programs(request: Request) -> tuple[Program, ...]:
 
 def programs_of(patterns: Sequence[Pattern | None], q_at: Tokens, k_at: Tokens) -> tuple[Program, ...]:
     """One program per pattern (None: everything is seen); equal patterns share theirs."""
-    return tuple(_program(pattern, q_at, k_at) for pattern in patterns)
+    # No cache keeps a pattern that is bound to tensors of this call, nor what follows from it.
+    bound = {pattern for pattern in patterns if pattern is not None and pattern.bound_parts}
+    fresh = {pattern: _compiled(pattern, q_at, k_at) for pattern in bound}
+    return tuple(
+        _program(pattern, q_at, k_at) if pattern is None or pattern not in fresh else fresh[pattern]
+        for pattern in patterns
+    )
 
 
 def block_size(keys_per_row: float) -> int:
@@ -87,12 +95,11 @@ def forget_layouts() -> None:
     """Forget all layouts and what was made of them: the next call pays for its own, as a new length does."""
     clear_layouts()
     _program.cache_clear()
-    schedule.cache_clear()
+    forget_steps()
     forget_masks()
 
 
-@lru_cache(maxsize=256)
-def _program(pattern: Pattern | None, q_at: Tokens, k_at: Tokens) -> Program:
+def _compiled(pattern: Pattern | None, q_at: Tokens, k_at: Tokens) -> Program:
     seen = dense() if pattern is None else pattern
     layout = seen.layout(q_at, k_at)
     block = block_size(layout.pairs / max(1, q_at.length))
@@ -100,4 +107,8 @@ def _program(pattern: Pattern | None, q_at: Tokens, k_at: Tokens) -> Program:
     def pair(q0: int, q1: int, k0: int, k1: int) -> Tensor:
         return seen.tile(q_at, k_at, q0, q1, k0, k1)
 
-    return compile_layout(seen.layout(q_at, k_at, block=block), q_at.length, k_at.length, pair, block=block)
+    found = seen.layout(q_at, k_at, block=block)
+    return compile_layout(found, q_at.length, k_at.length, pair, block=block, lasting=not seen.bound_parts)
+
+
+_program = lru_cache(maxsize=256)(_compiled)

@@ -65,6 +65,7 @@ class Call:
     edges: tuple[tuple[int, Tensor], ...]
     empty: Tensor | None
     first: bool
+    lasting: bool = True
 
     @property
     def pairs(self) -> int:
@@ -76,19 +77,23 @@ class Call:
         """(rows, keys) with 0 where visible and -inf where not, or None if all is visible."""
         if not self.edges:
             return None
-        if self.rows * self.keys <= _KEPT_MASK:
+        if self.lasting and self.rows * self.keys <= _KEPT_MASK:
             return _kept_mask(self, dtype, device)
         return _mask(self, dtype, device)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The calls of one layout, in order; `holes` lists row ranges that no call reaches."""
+    """The calls of one layout, in order; `holes` lists row ranges that no call reaches.
+
+    lasting: False for a pattern that is bound to tensors of one call, which no cache may keep.
+    """
 
     rows: int
     keys: int
     calls: tuple[Call, ...]
     holes: tuple[tuple[int, int], ...]
+    lasting: bool = True
 
     @property
     def pairs(self) -> int:
@@ -135,7 +140,9 @@ class _Run:
     edges: tuple[tuple[int, Tensor], ...]
 
 
-def compile_layout(layout: LayoutLike, rows: int, keys: int, pair: Pair, *, block: int = 256) -> Program:
+def compile_layout(
+    layout: LayoutLike, rows: int, keys: int, pair: Pair, *, block: int = 256, lasting: bool = True
+) -> Program:
     """Lower a layout over `rows` x `keys` to calls; tiles longer than `block` rows are cut where that saves
     work."""
     runs: list[list[_Run]] = []
@@ -152,8 +159,8 @@ def compile_layout(layout: LayoutLike, rows: int, keys: int, pair: Pair, *, bloc
                     break
             else:
                 open_calls.append(_Open(run, first=index == 0))
-    calls = sorted((entry.close() for entry in open_calls), key=lambda call: not call.first)
-    return Program(rows, keys, tuple(calls), _holes(rows, runs))
+    calls = sorted((entry.close(lasting) for entry in open_calls), key=lambda call: not call.first)
+    return Program(rows, keys, tuple(calls), _holes(rows, runs), lasting)
 
 
 _Piece = tuple[int, int, tuple[tuple[int, int, str, int], ...]]
@@ -267,7 +274,7 @@ class _Open:
             self.end = run.q1
         return alike
 
-    def close(self) -> Call:
+    def close(self, lasting: bool) -> Call:
         run = self.run
         empty = None
         if run.edges:
@@ -276,18 +283,8 @@ class _Open:
                 seen[:, column : column + hidden.shape[1]] &= ~hidden
             blank = ~seen.any(1)
             empty = blank if bool(blank.any()) else None
-        return Call(
-            run.q0,
-            self.rows,
-            self.tiles,
-            run.k0,
-            self.key_step,
-            run.k1 - run.k0,
-            run.causal,
-            run.edges,
-            empty,
-            self.first,
-        )
+        shape = self.rows, self.tiles, run.k0, self.key_step, run.k1 - run.k0
+        return Call(run.q0, *shape, run.causal, run.edges, empty, self.first, lasting)
 
 
 def _holes(rows: int, runs: Sequence[Sequence[_Run]]) -> tuple[tuple[int, int], ...]:

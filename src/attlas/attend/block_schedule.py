@@ -13,7 +13,7 @@ from itertools import pairwise, product
 
 from attlas.attend.block_program import Call, Program
 
-__all__ = ["Heads", "Step", "View", "head_sets", "schedule"]
+__all__ = ["Heads", "Step", "View", "forget_steps", "head_sets", "schedule"]
 
 Strides = tuple[int, ...]
 
@@ -99,7 +99,27 @@ def _even(sets: Sequence[tuple[int, int, int]]) -> list[Heads]:
     return joined
 
 
-@lru_cache(maxsize=512)
+def _all_steps(
+    program: Program,
+    heads: Heads,
+    shape: tuple[int, int, int, int, int, int],
+    query: Strides,
+    key: Strides,
+    value: Strides,
+    most_keys: int | None,
+) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for call in program.calls:
+        most = call.tiles if most_keys is None else max(1, most_keys // call.keys)
+        for low in range(0, call.tiles, most):
+            tiles = low, min(low + most, call.tiles)
+            steps += _steps(call, tiles, heads, shape, query, key, value)
+    return tuple(steps)
+
+
+_kept_steps = lru_cache(maxsize=512)(_all_steps)
+
+
 def schedule(
     program: Program,
     heads: Heads,
@@ -110,14 +130,15 @@ def schedule(
     most_keys: int | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a program; shape is (B, H, G, N, M, D) and the strides are those of q, k, v in
-    elements. Calls whose tiles have more than `most_keys` keys together are cut into several steps."""
-    steps: list[Step] = []
-    for call in program.calls:
-        most = call.tiles if most_keys is None else max(1, most_keys // call.keys)
-        for low in range(0, call.tiles, most):
-            tiles = low, min(low + most, call.tiles)
-            steps += _steps(call, tiles, heads, shape, query, key, value)
-    return tuple(steps)
+    elements. Calls whose tiles have more than `most_keys` keys together are cut into several steps. Kept for
+    the next call unless the program is that of one call."""
+    make = _kept_steps if program.lasting else _all_steps
+    return make(program, heads, shape, query, key, value, most_keys)
+
+
+def forget_steps() -> None:
+    """Forget the steps that were kept."""
+    _kept_steps.cache_clear()
 
 
 def _steps(

@@ -125,6 +125,17 @@ def parts(pattern: Any, score: Any, normaliser: Any, aggregate: Any) -> None:
 def request(call: Any) -> None:
     """What depends on several arguments: heads, score tensors, gate, extra, dropout, state."""
     _ = call.patterns
+    own = None if call.pattern is None else call.pattern.batch
+    if own is not None and own != call.batch:
+        raise ValueError(
+            f"attend: the pattern is bound to tensors with {own} batch rows but query, key and value have "
+            f"{call.batch}; give one entry per batch row, or one for all"
+        )
+    if own is not None and call.return_edge:
+        raise ValueError(
+            "attend: return_edge=True needs one set of pairs for the whole batch, and the pattern has batch "
+            "rows of its own; call once per pattern.batch_row(b)"
+        )
     full = (call.batch, call.heads, call.queries, call.keys)
     if call.view is not None and (call.gate is not None or any(t.shape[3] > 1 for t in call.score.tensors())):
         raise ValueError(

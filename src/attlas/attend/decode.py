@@ -179,6 +179,7 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def _piece(request: Request, piece: Piece, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Query (B, heads of the piece, N, D) on the piece's keys, by its pattern."""
     plain = request.q_at.plain and piece.k_at.valid is None and piece.k_at.batch is None
+    plain = plain and (piece.pattern is None or piece.pattern.batch is None)
     if plain and request.queries > FEW_ROWS:
         return _runs(request.q_at, piece, query, scale)
     outs, lses = [], []

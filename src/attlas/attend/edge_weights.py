@@ -165,7 +165,8 @@ def _edge_mask(request: Request, rows: Tensor, keys: Tensor, i: Tensor, j: Tenso
         torch.ones_like(i + j, dtype=torch.bool) if p is None else p.pair(i, j, sizes)
         for p in request.patterns
     ]
-    mask = torch.cat([one.expand(-1, 1, -1) for one in seen], 1)
+    batch = max(one.shape[0] for one in seen)
+    mask = torch.cat([one.expand(batch, 1, -1) for one in seen], 1)
     for space, at in ((request.q_at, rows), (request.k_at, keys)):
         if space.valid is not None:
             mask = mask & space.valid.to(at.device)[..., at].view(-1, 1, at.numel())

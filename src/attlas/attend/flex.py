@@ -46,6 +46,8 @@ def supports(request: Request) -> str | None:
         return f"it takes float32 and bfloat16 here, not {request.dtype}"
     if not (request.q_at.plain and request.k_at is not None and request.k_at.plain):
         return "it takes contiguous tokens that are all valid"
+    if request.pattern is not None and request.pattern.bound_parts:
+        return f"it traces the pattern, and {request.pattern.bound_parts[0]} looks pairs up in tensors"
     if min(request.queries, request.keys) < LEAST or request.width != request.value_width:
         return f"it takes at least {LEAST} queries and keys and values as wide as keys"
     return None

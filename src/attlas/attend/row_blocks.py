@@ -65,7 +65,7 @@ def blocks_of(piece: Piece, q_at: Tokens, rows: int = BLOCK) -> Iterator[Block]:
         r1 = min(r0 + rows, q_at.length)
         if piece.pattern is None:
             yield Block(r0, r1, (0, piece.k_at.length))
-        elif q_at.plain and piece.k_at.plain:
+        elif q_at.plain and piece.k_at.plain and piece.pattern.batch is None:
             seen = key_ranges(piece.pattern, q_at, piece.k_at, (r0, r1))
             yield Block(r0, r1, _union(np.asarray(seen.lo), np.asarray(seen.hi)))
         else:

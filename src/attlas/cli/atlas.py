@@ -123,6 +123,11 @@ def explain(
         rule = recipe.bind(N=length)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if rule.slots:
+        raise UsageError(
+            f"the pattern waits for tensors ({', '.join(sorted(rule.slots))}), which a command cannot give: "
+            "bind them in Python, pattern.bind(...)"
+        )
     tokens = Tokens(length)
     heads = rule.heads or 1
     shapes = Shapes(1, heads, length, 64)

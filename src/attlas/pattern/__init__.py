@@ -4,30 +4,41 @@ pattern = causal() & (window(256) | sink(4))
 pattern.mask(Tokens(8), Tokens(8)); pattern.layout(Tokens(8192), Tokens(8192)); parse(str(pattern)) == pattern
 """
 
-from attlas.pattern.atoms import causal, dense, distance, key, rounded, sink, window
-from attlas.pattern.base import REGISTRY, Pattern, register
+from attlas.pattern.atoms import causal, dense, distance, group, key, rounded, sink, window
+from attlas.pattern.base import Pattern
+from attlas.pattern.bound import BOUND, Bound
 from attlas.pattern.heads import opaque, per_head, per_kv_head
 from attlas.pattern.intervals import Intervals
 from attlas.pattern.layout import Layout, Part, Tile, clear_layouts
 from attlas.pattern.official import load_official
+from attlas.pattern.order import Order, sorted_by
 from attlas.pattern.plan import ModelShape, Plan, PlanMismatch
+from attlas.pattern.registry import REGISTRY, register
 from attlas.pattern.rules import band_rule, span_rule
 from attlas.pattern.size import Elastic, Mean, Size, elastic
+from attlas.pattern.slots import linked, role, same
+from attlas.pattern.tables import BlockTable, NeighbourList, Segments
 from attlas.pattern.text import parse
 from attlas.pattern.tokens import Tokens, common_sizes
 from attlas.pattern.uniform import uniform_plan
 
 __all__ = [
+    "BOUND",
     "REGISTRY",
+    "BlockTable",
+    "Bound",
     "Elastic",
     "Intervals",
     "Layout",
     "Mean",
     "ModelShape",
+    "NeighbourList",
+    "Order",
     "Part",
     "Pattern",
     "Plan",
     "PlanMismatch",
+    "Segments",
     "Size",
     "Tile",
     "Tokens",
@@ -38,15 +49,20 @@ __all__ = [
     "dense",
     "distance",
     "elastic",
+    "group",
     "key",
+    "linked",
     "load_official",
     "opaque",
     "parse",
     "per_head",
     "per_kv_head",
     "register",
+    "role",
     "rounded",
+    "same",
     "sink",
+    "sorted_by",
     "span_rule",
     "uniform_plan",
     "window",

@@ -7,8 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from attlas.pattern import intervals as sets
-from attlas.pattern.base import Pattern, check_parts, register
+from attlas.pattern.base import Pattern
 from attlas.pattern.intervals import Intervals
+from attlas.pattern.parts import check_parts
+from attlas.pattern.registry import register
 
 __all__ = ["And", "Minus", "Not", "Or"]
 

@@ -1,4 +1,4 @@
-"""The atoms of part 1: causal, dense, window, sink, distance, key, and block rounding."""
+"""The analytic atoms: causal, dense, window, sink, distance, key, group, and block rounding."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from attlas.pattern import intervals as sets
-from attlas.pattern.base import Pattern, register
+from attlas.pattern.base import Pattern
 from attlas.pattern.intervals import FAR, Intervals
+from attlas.pattern.registry import register
 from attlas.pattern.size import Size, check_size
 
 __all__ = [
     "Causal",
     "Dense",
     "Distance",
+    "Group",
     "Key",
     "Rounded",
     "Sink",
@@ -23,6 +25,7 @@ __all__ = [
     "causal",
     "dense",
     "distance",
+    "group",
     "key",
     "rounded",
     "sink",
@@ -148,6 +151,30 @@ class Key(Pattern):
         return sets.ranges(lo, hi, sizes["N"], len(rows))
 
 
+@register("group")
+@dataclass(frozen=True)
+class Group(Pattern):
+    """floor((i + shift) / size) = floor((j + shift) / size): disjoint groups of consecutive positions."""
+
+    size: Size
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        check_size(self.size, "group size", least=1)
+        if isinstance(self.shift, bool) or not isinstance(self.shift, int):
+            raise TypeError(f"group shift must be an integer, got {self.shift!r}")
+
+    def pair(self, i: Tensor, j: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        size = _number(self.size)
+        mine, other = ((at + self.shift).div(size, rounding_mode="floor") for at in (i, j))
+        return mine == other
+
+    def intervals(self, rows: np.ndarray, sizes: Mapping[str, int], head: int = 0) -> Intervals:
+        size = _number(self.size)
+        first = (rows + self.shift) // size * size - self.shift
+        return sets.ranges(first, first + size, sizes["N"], len(rows))
+
+
 @register("rounded")
 @dataclass(frozen=True)
 class Rounded(Pattern):
@@ -171,6 +198,11 @@ class Rounded(Pattern):
         return {**sizes, "N": -(-sizes["N"] // self.block) * self.block}
 
     def pair(self, i: Tensor, j: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        if self.rule.batch is not None:
+            rows_of = range(self.rule.batch)
+            own = [(at if len(at) > 1 else at.expand(len(rows_of), *at.shape[1:])) for at in (i, j)]
+            found = [self.batch_row(b).pair(own[0][b], own[1][b], sizes) for b in rows_of]
+            return torch.stack(found)
         rows, row_of = torch.unique(i.div(self.block, rounding_mode="floor"), return_inverse=True)
         keys, key_of = torch.unique(j.div(self.block, rounding_mode="floor"), return_inverse=True)
         inside = torch.arange(self.block, device=i.device)
@@ -239,6 +271,11 @@ def distance(lo: Size | None = None, hi: Size | None = None) -> Pattern:
 def key(lo: Size | None = None, hi: Size | None = None) -> Pattern:
     """Keys at a position in a range, the same for every query: lo <= j < hi; None leaves a side open."""
     return Key(lo, hi)
+
+
+def group(size: Size, shift: int = 0) -> Pattern:
+    """Disjoint groups of ``size`` consecutive positions, the borders moved down by ``shift``."""
+    return Group(size, shift)
 
 
 def rounded(block: int, rule: Pattern) -> Pattern:

@@ -2,46 +2,29 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from attlas.pattern import binding
 from attlas.pattern.intervals import Intervals
 from attlas.pattern.size import Size, axis_of, size_value
-from attlas.pattern.tokens import Tokens, named_lengths
+from attlas.pattern.tokens import Tokens
 
 if TYPE_CHECKING:
     from attlas.pattern.layout import Layout
 
-__all__ = ["REGISTRY", "Pattern", "check_parts", "register"]
-
-REGISTRY: dict[str, type["Pattern"]] = {}
-"""Every kind of recipe by its name in JSON and in text."""
-
-
-def register(name: str) -> Callable[[type["Pattern"]], type["Pattern"]]:
-    """Class decorator: give a frozen dataclass its name in JSON and in text, and enter it in the registry.
-
-    An atom is one such class with ``pair`` and ``intervals``; its fields are sizes, integers, None, text,
-    patterns or tuples of patterns, and everything else (JSON, text, bind, layout, counts) follows from them.
-    """
-
-    def enter(kind: type["Pattern"]) -> type["Pattern"]:
-        if name in REGISTRY:
-            raise ValueError(f"a pattern named {name!r} is already registered")
-        kind.name = name
-        REGISTRY[name] = kind
-        return kind
-
-    return enter
+__all__ = ["Pattern"]
 
 
 class Pattern:
     """A set of allowed (query position, key position) pairs: a frozen, hashable recipe, free of length.
 
     ``pair`` is the definition; ``intervals`` says the same as ranges of key positions per row and feeds
-    layouts, counts, edges and pictures, so that nothing costs O(n * n). Equality is structural.
+    layouts, counts, edges and pictures, so that nothing costs O(n * n). Equality is structural; a part that
+    is bound to tensors (``bound_parts``) equals only itself.
     """
 
     name: ClassVar[str]
@@ -49,7 +32,10 @@ class Pattern:
     # The definition, given by every kind.
 
     def pair(self, i: Tensor, j: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """May the query at position i see the key at position j? Elementwise and broadcasting, bool."""
+        """May the query at position i see the key at position j? Elementwise and broadcasting, bool.
+
+        For a pattern with a batch axis, axis 0 of what i and j broadcast to is that axis.
+        """
         raise NotImplementedError
 
     def intervals(self, rows: np.ndarray, sizes: Mapping[str, int], head: int = 0) -> Intervals:
@@ -94,29 +80,58 @@ class Pattern:
         """The same node with ``change`` applied to each child."""
         return self._replaced(lambda value: change(value) if isinstance(value, Pattern) else value)
 
-    def bind(self, **lengths: int) -> "Pattern":
-        """Evaluate elastic sizes: ``pattern.bind(N=4096)``; the same pattern where nothing is elastic."""
-        for axis, length in lengths.items():
-            if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-                raise ValueError(f"bind needs a length >= 0 for {axis}, got {length!r}")
-        try:
-            return self._bound(lengths)
-        except ValueError as error:
-            at = ", ".join(f"{axis}={length}" for axis, length in lengths.items())
-            raise ValueError(f"{error} (binding {self} at {at})") from error
+    def bind(self, **values: Any) -> "Pattern":
+        """Fill free names: sizes that grow with a length, ``bind(N=4096)``, and slots, ``bind(line=tensor)``.
 
-    def _bound(self, lengths: Mapping[str, int]) -> "Pattern":
-        if self.free.isdisjoint(lengths):
+        N, the length of a request, may always be given: who serves any pattern states it without asking
+        whether sizes depend on it. Raises ValueError for any other name that is not ``free``.
+        """
+        return binding.bind(self, values)
+
+    def _bound(self, values: Mapping[str, Any]) -> "Pattern":
+        if self.free.isdisjoint(values):
             return self
-        return self._replaced(
-            lambda v: v._bound(lengths) if isinstance(v, Pattern) else size_value(v, lengths)
-        )
+        return self._replaced(lambda v: v._bound(values) if isinstance(v, Pattern) else size_value(v, values))
 
-    @property
-    def free(self) -> frozenset[str]:
-        """Names of the lengths that must be bound before the pattern can be evaluated."""
+    @cached_property
+    def axes(self) -> frozenset[str]:
+        """Names of the lengths that sizes depend on."""
         own = [axis_of(getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
-        return frozenset().union(*own, *(child.free for child in self.children))
+        return frozenset().union(*own, *(child.axes for child in self.children))
+
+    @cached_property
+    def slots(self) -> Mapping[str, str]:
+        """Names that wait for a tensor, with what the tensor must be."""
+        return {name: wanted for child in self.children for name, wanted in child.slots.items()}
+
+    @cached_property
+    def free(self) -> frozenset[str]:
+        """Names that must be bound before the pattern can be evaluated: ``axes`` and ``slots``."""
+        return self.axes.union(self.slots)
+
+    @cached_property
+    def bound_parts(self) -> tuple[str, ...]:
+        """The parts that hold tensors, as text: with any of them there is no JSON, and nothing is cached."""
+        return tuple(name for child in self.children for name in child.bound_parts)
+
+    def check_tokens(self, q_at: Tokens, k_at: Tokens) -> None:
+        """Raise ValueError where tensors that the pattern is bound to say nothing about some token."""
+        for child in self.children:
+            child.check_tokens(q_at, k_at)
+
+    @cached_property
+    def batch(self) -> int | None:
+        """Number of batch rows with pairs of their own; None: one set of pairs for the whole batch."""
+        found = {child.batch for child in self.children} - {None}
+        return found.pop() if found else None
+
+    def batch_row(self, index: int) -> "Pattern":
+        """The pattern of one row of the batch; itself where all rows share it."""
+        if self.batch is None:
+            return self
+        if not 0 <= index < self.batch:
+            raise ValueError(f"batch row must be in 0..{self.batch - 1}, got {index}")
+        return self.map(lambda child: child.batch_row(index))
 
     @property
     def heads(self) -> int | None:
@@ -145,14 +160,9 @@ class Pattern:
 
     def expand(self, query_heads: int, kv_heads: int) -> tuple["Pattern", ...]:
         """One pattern per query head; consecutive query heads share a KV head."""
-        if kv_heads < 1 or query_heads % kv_heads:
-            raise ValueError(f"query heads must be a multiple of KV heads, got {query_heads} and {kv_heads}")
-        wanted = {"head": query_heads, "kv_head": kv_heads, None: None}[self.per]
-        if self.heads != wanted:
-            kind, side = ("per_kv_head", "key") if self.per == "kv_head" else ("per_head", "query")
-            raise ValueError(f"{kind} has {self.heads} patterns but {side} has {wanted} heads")
-        group = query_heads // kv_heads if self.per == "kv_head" else 1
-        return tuple(self.head(h // group) for h in range(query_heads))
+        from attlas.pattern.parts import expand
+
+        return expand(self, query_heads, kv_heads)
 
     def sink_window(self) -> tuple[Size, Size | None] | None:
         """(sink, window) of ``causal & (window | sink)`` or a part of it; window None: all of the past.
@@ -164,18 +174,11 @@ class Pattern:
         return sink_window(self)
 
     def resolved(self, q_at: Tokens, k_at: Tokens) -> "Pattern":
-        """The pattern without elastic sizes: bound at the ``total`` that the token spaces state."""
-        if not self.free:
-            return self
-        bound = self.bind(**named_lengths(q_at, k_at))
-        if bound.free:
-            names = sorted(bound.free)
-            call = ", ".join(f"{name}=..." for name in names)
-            raise ValueError(
-                f"pattern depends on {', '.join(names)}: call pattern.bind({call}) "
-                "(or give the token spaces their total)"
-            )
-        return bound
+        """The pattern without free names: bound at the ``total`` that the token spaces state.
+
+        Raises ValueError that says what to bind, or which tokens a bound tensor does not cover.
+        """
+        return self if not self.free and not self.bound_parts else binding.resolved(self, q_at, k_at)
 
     # Evaluation on token spaces.
 
@@ -293,14 +296,3 @@ def _inner(pattern: Pattern) -> Iterator[Pattern]:
         for member in value if isinstance(value, tuple) else (value,):
             if isinstance(member, Pattern):
                 yield member
-
-
-def check_parts(name: str, parts: tuple[Any, ...]) -> None:
-    """Parts are patterns, and those with heads of their own agree on how many and of which kind."""
-    for part in parts:
-        if not isinstance(part, Pattern):
-            raise TypeError(f"{name} combines patterns, got {part!r}")
-    kinds = {(part.per, part.heads) for part in parts if part.heads is not None}
-    if len(kinds) > 1:
-        found = " and ".join(f"per_{per} with {heads} patterns" for per, heads in sorted(kinds, key=str))
-        raise ValueError(f"{name} cannot combine {found}: give every part the same heads")

@@ -12,7 +12,7 @@ from attlas.pattern.base import Pattern
 from attlas.pattern.intervals import Intervals
 from attlas.pattern.tokens import Tokens, common_sizes
 
-__all__ = ["chunks", "density", "edges", "key_ranges", "mask", "row_counts", "tile"]
+__all__ = ["chunks", "density", "edges", "key_ranges", "mask", "one_batch_row", "row_counts", "tile"]
 
 CHUNK = 16384
 """Rows worked on at a time: bounds temporary memory, has no effect on results."""
@@ -24,9 +24,9 @@ def mask(pattern: Pattern, q_at: Tokens, k_at: Tokens, device: Any = None) -> Te
     rows, keys = (0, q_at.length), (0, k_at.length)
     if pattern.heads is None:
         return tile(pattern, q_at, k_at, rows, keys, 0, device)
-    return torch.stack(
-        [tile(pattern, q_at, k_at, rows, keys, h, device) for h in range(pattern.heads)], dim=-3
-    )
+    masks = [tile(pattern, q_at, k_at, rows, keys, h, device) for h in range(pattern.heads)]
+    # Heads without a batch axis beside heads that have one.
+    return torch.stack(torch.broadcast_tensors(*masks), dim=-3)
 
 
 def tile(
@@ -40,12 +40,16 @@ def tile(
 ) -> Tensor:
     """``Pattern.tile``."""
     pattern = pattern.resolved(q_at, k_at).head(head)
+    _check_batch(pattern, q_at, k_at)
     i, j = _positions(q_at, rows, device), _positions(k_at, keys, device)
     if i.device != j.device:
         raise ValueError(
             f"query positions are on {i.device} but key positions on {j.device}: pass device=..."
         )
-    seen = pattern.pair(i[..., :, None], j[..., None, :], common_sizes(q_at, k_at))
+    i, j = i[..., :, None], j[..., None, :]
+    if pattern.batch is not None:
+        i, j = i.view(-1, *i.shape[-2:]), j.view(-1, *j.shape[-2:])
+    seen = pattern.pair(i, j, common_sizes(q_at, k_at))
     for space, part, axis in ((q_at, rows, -1), (k_at, keys, -2)):
         if space.valid is not None:
             seen = seen & space.valid[..., part[0] : part[1]].to(seen.device).unsqueeze(axis)
@@ -61,10 +65,28 @@ def _positions(space: Tokens, part: tuple[int, int], device: Any) -> Tensor:
     return space.index[..., part[0] : part[1]].to(device=device, dtype=torch.int64)
 
 
+def _check_batch(pattern: Pattern, q_at: Tokens, k_at: Tokens) -> None:
+    sizes = {size for size in (q_at.batch, k_at.batch) if size not in (None, 1)}
+    if pattern.batch is not None and sizes - {pattern.batch}:
+        raise ValueError(
+            f"pattern is bound to tensors with {pattern.batch} batch rows, but the tokens have {sizes.pop()}"
+        )
+
+
+def one_batch_row(pattern: Pattern) -> None:
+    """Refuse a pattern with a batch axis where ranges of keys per row are asked for."""
+    if pattern.batch is not None:
+        raise ValueError(
+            f"the pattern has {pattern.batch} batch rows with pairs of their own: edges, counts and pictures "
+            "need one, chosen with pattern.batch_row(b)"
+        )
+
+
 def key_ranges(
     pattern: Pattern, q_at: Tokens, k_at: Tokens, rows: tuple[int, int], head: int = 0
 ) -> Intervals:
     """Key *row numbers* that rows ``rows`` of a resolved pattern see; exact for all unbatched spaces."""
+    one_batch_row(pattern)
     if q_at.plain and k_at.plain:
         positions = np.arange(q_at.start + rows[0], q_at.start + rows[1], dtype=np.int64)
         sizes = common_sizes(q_at, k_at)

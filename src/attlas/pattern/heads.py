@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from attlas.pattern import intervals as sets
-from attlas.pattern.base import Pattern, check_parts, register
+from attlas.pattern.base import Pattern
 from attlas.pattern.intervals import Intervals
+from attlas.pattern.parts import check_parts
+from attlas.pattern.registry import register
 
 __all__ = ["Opaque", "PerHead", "PerKVHead", "opaque", "per_head", "per_kv_head"]
 

@@ -78,9 +78,11 @@ def layout(pattern: Pattern, q_at: Tokens, k_at: Tokens, *, block: int = 128, he
         block: rows of a tile where the structure moves from row to row (sliding windows); a smaller block
             computes fewer discarded pairs in more calls.
 
-    Cached by (pattern, spaces, block) for plain contiguous spaces. Explicit positions give one partial part
-    per tile over all keys; a validity mask turns every part into a partial one. Cost: O(rows * intervals
-    per row). Raises ValueError for an unbound elastic pattern.
+    Cached by (pattern, spaces, block) for plain contiguous spaces and recipes; what is bound to tensors is
+    laid out anew, so that no cache keeps a run-time table. Where batch rows have pairs of their own, the
+    layout covers them all: full where every one sees every pair, else partial. Explicit positions give one
+    partial part per tile over all keys; a validity mask turns every part into a partial one. Cost: O(rows *
+    intervals per row). Raises ValueError for a pattern with free names.
     """
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"layout block must be an integer >= 1, got {block!r}")
@@ -91,7 +93,7 @@ def layout(pattern: Pattern, q_at: Tokens, k_at: Tokens, *, block: int = 128, he
             q_at.length, k_at.length, [Tile(a, b, whole) for a, b in _blocks(0, q_at.length, block)]
         )
     spaces = q_at.start, q_at.length, k_at.start, k_at.length, max(q_at.extent, k_at.extent)
-    found = _cached(one, *spaces, block)
+    found = (_found if one.bound_parts else _cached)(one, *spaces, block)
     if q_at.plain and k_at.plain:
         return found
     return _cover(q_at.length, k_at.length, [piece for tile in found.tiles for piece in _masked(tile, block)])
@@ -102,15 +104,13 @@ def clear_layouts() -> None:
     _cached.cache_clear()
 
 
-@lru_cache(maxsize=1024)
-def _cached(
+def _found(
     pattern: Pattern, q_start: int, rows: int, k_start: int, keys: int, extent: int, block: int
 ) -> Layout:
     q_at, k_at = Tokens(rows, q_start, total=extent), Tokens(keys, k_start, total=extent)
-    exact = not pattern.opaque_parts
-    outer = pattern if exact else _bound(pattern, above=True)
-    seen = sets.stack(list(chunks(outer, q_at, k_at)))
-    sure = seen if exact else sets.stack(list(chunks(_bound(pattern, above=False), q_at, k_at)))
+    exact = not pattern.opaque_parts and pattern.batch is None
+    seen = sets.union(_of_batch_rows(_bound(pattern, above=True), q_at, k_at))
+    sure = seen if exact else sets.intersect(_of_batch_rows(_bound(pattern, above=False), q_at, k_at))
     stretches = _stretches(seen, block) if exact else [(0, rows, False)]
     tiles = [
         tile
@@ -123,6 +123,15 @@ def _cached(
     if not exact:
         return _cover(rows, keys, tiles, empty_rows)
     return Layout(rows, keys, tuple(tiles), int(counts.sum()), empty_rows)
+
+
+_cached = lru_cache(maxsize=1024)(_found)
+
+
+def _of_batch_rows(pattern: Pattern, q_at: Tokens, k_at: Tokens) -> list[Intervals]:
+    """What the rows see: one entry, or one per batch row."""
+    rows = [pattern] if pattern.batch is None else [pattern.batch_row(b) for b in range(pattern.batch)]
+    return [sets.stack(list(chunks(row, q_at, k_at))) for row in rows]
 
 
 def _stretches(seen: Intervals, block: int) -> list[tuple[int, int, bool]]:
@@ -213,6 +222,8 @@ def _none(rows: int) -> Intervals:
 
 def _bound(pattern: Pattern, *, above: bool) -> Pattern:
     """The pattern with opaque predicates replaced by all pairs (above) or none; ``not`` swaps the sides."""
+    if not pattern.opaque_parts:
+        return pattern
     if isinstance(pattern, Opaque):
         return Dense() if above else Window(0)
     if isinstance(pattern, Not):

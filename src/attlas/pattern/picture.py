@@ -4,7 +4,7 @@ import numpy as np
 
 from attlas.pattern import intervals as sets
 from attlas.pattern.base import Pattern
-from attlas.pattern.evaluate import key_ranges
+from attlas.pattern.evaluate import key_ranges, one_batch_row
 from attlas.pattern.tokens import Tokens
 
 __all__ = ["draw", "reach"]
@@ -15,7 +15,7 @@ def draw(pattern: Pattern, n: int, pixels: int = 256, head: int = 0) -> np.ndarr
     if n < 1 or pixels < 1:
         raise ValueError(f"draw needs n >= 1 tokens and pixels >= 1, got {n} and {pixels}")
     space = Tokens(n)
-    pattern = (pattern.bind(N=n) if "N" in pattern.free else pattern).resolved(space, space)
+    pattern = pattern.bind(N=n).resolved(space, space)
     cells = min(n, pixels)
     ends = np.arange(cells + 1, dtype=np.int64) * n // cells
     picture = np.zeros((cells, cells), np.uint8)
@@ -38,7 +38,8 @@ def reach(
     if any(not 0 <= row < n for row in rows):
         raise ValueError(f"reach rows must be in 0..{n - 1}, got {rows}")
     space = Tokens(n)
-    bound = (pattern.bind(N=n) if "N" in pattern.free else pattern).resolved(space, space)
+    bound = pattern.bind(N=n).resolved(space, space)
+    one_batch_row(bound)
     result = np.zeros((len(rows), n), bool)
     for k, row in enumerate(rows):
         result[k, row] = True

@@ -102,6 +102,11 @@ class Plan:
             for rule in rules:
                 if not isinstance(rule, Pattern) or rule.heads is not None:
                     raise ValueError(f"plan layer {number} needs one pattern per head, got {rule!r}")
+                if rule.bound_parts:
+                    raise ValueError(
+                        f"plan rules must be recipes, got {rule.bound_parts[0]} bound to tensors in layer "
+                        f"{number}"
+                    )
                 if rule.free - {"N"}:
                     raise ValueError(f"plan rules may depend on N only, got {sorted(rule.free)} in {rule}")
 
@@ -187,13 +192,14 @@ class Plan:
         """Inverse of ``to_dict``; UsageError says what is damaged or that the schema is newer."""
         body = check_schema(value, SCHEMA, VERSION, source=source)
         try:
-            table = [Pattern.from_dict(rule) for rule in body["patterns"]]
-            numbers = [[_row(number, len(table)) for number in rules] for rules in body["layers"]]
+            table = [Pattern.from_dict(rule) for rule in _list(body["patterns"], "patterns")]
+            layers = [_list(rules, "layers") for rules in _list(body["layers"], "layers")]
+            numbers = [[_row(number, len(table)) for number in rules] for rules in layers]
             return cls(
-                model=ModelShape(**body["model"]),
+                model=ModelShape(**_object(body, "model")),
                 per=body["per"],
-                provenance=dict(body["provenance"]),
-                metrics=dict(body["metrics"]),
+                provenance=_object(body, "provenance"),
+                metrics=_object(body, "metrics"),
                 layers=tuple(tuple(table[number] for number in rules) for rules in numbers),
             )
         except KeyError as error:
@@ -222,6 +228,18 @@ class Plan:
         else:
             plan = cls.from_dict(value, source=f"plan {path}")
         return plan if model is None else plan.on(model)
+
+
+def _object(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(body[name], dict):
+        raise ValueError(f"{name} must be an object with named fields, got {body[name]!r}")
+    return dict(body[name])
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must hold lists, got {value!r}")
+    return value
 
 
 def _row(number: object, rows: int) -> int:

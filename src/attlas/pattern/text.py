@@ -7,15 +7,22 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from attlas.pattern.algebra import And, Minus, Not, Or
-from attlas.pattern.base import REGISTRY, Pattern
+from attlas.pattern.base import Pattern
+from attlas.pattern.bound import Bound
 from attlas.pattern.heads import Opaque
+from attlas.pattern.registry import REGISTRY
 from attlas.pattern.size import Elastic, Mean, mean_of, size_from_dict, size_to_dict
 
 __all__ = ["from_dict", "parse", "to_dict", "to_text"]
 
 
 def to_dict(pattern: Pattern) -> dict[str, Any]:
-    """``Pattern.to_dict``; ValueError for patterns that hold an opaque predicate."""
+    """``Pattern.to_dict``; ValueError for patterns that hold tensors or an opaque predicate."""
+    if pattern.bound_parts:
+        raise ValueError(
+            f"pattern holds {pattern.bound_parts[0]}, which is bound to tensors and has no JSON form: "
+            "save the recipe as it was before bind(), and bind it again after reading it"
+        )
     if pattern.opaque_parts:
         raise ValueError(
             f"pattern holds the opaque predicate {pattern.opaque_parts[0]!r}, which is Python code and "
@@ -102,6 +109,8 @@ def _text(pattern: Pattern, level: int) -> str:
         return f"({sign.join(parts)})" if own < level else sign.join(parts)
     if isinstance(pattern, Not):
         return "~" + _text(pattern.part, 4)
+    if isinstance(pattern, Bound):
+        return pattern.label
     if isinstance(pattern, Opaque):
         return f"opaque({pattern.label!r})"
     shown = [_argument(f, getattr(pattern, f.name)) for f in fields(pattern)]  # type: ignore[arg-type]

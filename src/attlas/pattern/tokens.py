@@ -88,8 +88,11 @@ class Tokens:
     @cached_property
     def extent(self) -> int:
         """Size of the axis: ``total`` or the position after the last token."""
-        if self.total is not None:
-            return self.total
+        return self.end if self.total is None else self.total
+
+    @cached_property
+    def end(self) -> int:
+        """The position after the last token."""
         if self.index is None:
             return self.start + self.length
         return int(self.index.max()) + 1 if self.index.numel() else 0

@@ -15,7 +15,7 @@ SINK, BLOCK, MINIMUM = 64, 64, 128
 
 
 def uniform_plan(
-    source: Plan | ModelShape,
+    source: object,
     *,
     density: float | None = None,
     length: int | None = None,
@@ -35,8 +35,14 @@ def uniform_plan(
     to the least cache of ``minimum`` keys. A bidirectional plan (an encoder) needs ``length``: there the
     share of a window falls off at the borders, and the window of the nearest share is searched.
 
-    Raises ValueError where ``length`` is needed and missing, or a density is outside (0, 1].
+    Raises TypeError for any other source, ValueError where ``length`` is needed and missing, or a density is
+    outside (0, 1].
     """
+    if not isinstance(source, Plan | ModelShape):
+        raise TypeError(
+            f"uniform_plan needs a Plan, or a ModelShape with density=..., got {source!r}: load a plan with "
+            "Plan.load(path)"
+        )
     model = source if isinstance(source, ModelShape) else source.model
     if density is not None and not 0 < density <= 1:
         raise ValueError(f"uniform_plan density must be in (0, 1], got {density}")
