@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attlas.attend import KVGroup, KVView, attend
 from attlas.pattern import Pattern, Tokens
-from contracts.table import BATCH, GROUPS, HEADS, PATTERNS, VALUE_WIDTHS, WIDTH
+from contracts.table import BATCH, GROUPS, HEADS, PATTERNS, VALUE_WIDTHS, WIDTH, pattern_at
 from contracts.test_operators import TOLERANCE
 
 PAST = 90  # tokens before the first query
@@ -36,8 +36,7 @@ class ViewCase:
         return PAST + self.rows
 
     def bound(self) -> Pattern | None:
-        pattern = PATTERNS[self.pattern]
-        return None if pattern is None else pattern.bind(N=self.total)
+        return pattern_at(self.pattern, self.total)
 
     def build(self, dtype: torch.dtype) -> tuple[Tensor, KVView, Tokens]:
         """(query, view, where the queries stand)."""

@@ -17,7 +17,7 @@ SOURCE = TextSource("words", "none", "made for tests", WORDS)
 FEW = Calibration(needle=1, text=0, passage=1, per_item=2)
 OPTIONS = {
     "lengths": (768, 1024),
-    "extend": None,
+    "extend": 1024,
     "needles": 2,
     "per_item": 2,
     "calibration": FEW,

@@ -31,7 +31,6 @@ OPTIONS = {
     "extend": 1280,
     "needles": 4,
     "per_item": 2,
-    "extend_per_item": 2,
     "calibration": CALIBRATION,
     "candidates": 4,
     "validations": 2,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from attlas._common.errors import UsageError
-from attlas._common.files import check_schema, read_json, to_json, writable_folder, write_json
+from attlas._common.files import check_folder, check_schema, read_json, to_json, write_json
 from attlas._common.machine import PACKAGE, machine, source_digest, versions
 from attlas.catalog.card import Card, resolve
 
@@ -97,7 +97,7 @@ def run_claim(
         raise UsageError(f"seeds must be at least 1, got {wanted}")
     if budget is not None and not budget > 0:
         raise UsageError(f"budget is in minutes and must be above 0, got {budget}")
-    target = writable_folder(folder)
+    target = check_folder(folder)
     kept = target / f"{card.key}-{_digest(claim, long)}.partial"
     if fresh:
         shutil.rmtree(kept, ignore_errors=True)

@@ -49,10 +49,9 @@ class Comparison:
         self._add("dense", None, None)
         self._add("plan", self.settings.budget, self.plan)
         self._baselines()
-        self._evaluate(MAIN, self.settings.lengths, self.settings.needles, self.settings.per_item)
+        self._evaluate(MAIN, self.settings.lengths, self.settings.needles)
         if self.settings.extension is not None:
-            per_item = self.settings.extend_per_item
-            self._evaluate(EXTENDED, (self.settings.extension,), self.settings.needles, per_item)
+            self._evaluate(EXTENDED, (self.settings.extension,), self.settings.needles)
         if self.settings.multi_key_needles:
             self._multi_key(self.settings.lengths[0])
         if self.settings.timing:
@@ -81,7 +80,7 @@ class Comparison:
             run = partial(make, self.plan, self.influence, self.rules, mix=self.choice.mix)
             try:
                 front = self.choice.search(name, LABELS[name], run)
-            except UsageError as error:
+            except UsageError as error:  # no plan of this kind at the plan's density
                 self.study.notes.append(f"{LABELS[name]} is left out: {error}")
                 continue
             self._add(name, budget, self._selected(LABELS[name], front.plans))
@@ -91,9 +90,9 @@ class Comparison:
         tried = spread(plans, self.settings.baseline_candidates)
         return tried[self.choice.select(f"select {shown}", tried).best]
 
-    def _evaluate(self, names: Sequence[str], lengths: Sequence[int], needles: int, per_item: int) -> None:
+    def _evaluate(self, names: Sequence[str], lengths: Sequence[int], needles: int) -> None:
         for length in lengths:
-            items = self._items(length, needles, per_item, "needle")
+            items = self._items(length, needles, self.settings.per_item, "needle")
             for method in self._known(names):
                 method.evaluations[length] = self._evaluated(method, f"{length}", items)
 
@@ -152,4 +151,4 @@ class Comparison:
         names = (f"plan@{budget:g}", f"uniform@{budget:g}")
         for name, one in zip(names, (plan, uniform(plan)), strict=True):
             self._add(name, budget, one)
-        self._evaluate(names, self.settings.lengths, self.settings.extra_needles, self.settings.per_item)
+        self._evaluate(names, self.settings.lengths, self.settings.extra_needles)

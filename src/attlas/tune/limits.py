@@ -72,8 +72,7 @@ def needed_memory(model: nn.Module, settings: Settings) -> int:
     last, longest = settings.lengths[-1], settings.all_lengths[-1]
     blocks = sum((length // settings.block) ** 2 for length in settings.lengths)
     profiling = last * layers * (16 * hidden + 4 * inner) * item + 4 * 8 * layers * heads * blocks
-    per_item = settings.extend_per_item if settings.extension else settings.per_item
-    scoring = longest * (int(config.vocab_size) * item + cache * (per_item + 2) + 8 * inner * item)
+    scoring = longest * (int(config.vocab_size) * item + cache * (settings.per_item + 2) + 8 * inner * item)
     timing = 9 * longest * cache if settings.timing and settings.needles else 0
     return max(profiling, scoring if settings.needles else 0, timing)
 

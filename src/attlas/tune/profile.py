@@ -140,14 +140,20 @@ class Influence:
         except (SafetensorError, ValueError, KeyError) as error:
             raise UsageError(f"profile {path} is damaged ({error}); delete it and profile again") from error
         meta = check_schema(meta, SCHEMA, VERSION, source=f"profile {path}")
-        counts = {(int(length), str(tag)): int(count) for length, tag, count in meta["counts"]}
         sources: tuple[Source, ...] = ("influence", "attention")
-        sums = {
-            (length, tag): {name: tensors[f"{length}/{tag}/{name}"] for name in sources}
-            for length, tag in counts
-        }
-        shape = ModelShape(**meta["model"])
-        return cls(shape, int(meta["block"]), bool(meta["causal"]), sums, counts, list(meta["done"]))
+        try:
+            counts = {(int(length), str(tag)): int(count) for length, tag, count in meta["counts"]}
+            sums = {
+                (length, tag): {name: tensors[f"{length}/{tag}/{name}"] for name in sources}
+                for length, tag in counts
+            }
+            shape = ModelShape(**meta["model"])
+            return cls(shape, int(meta["block"]), bool(meta["causal"]), sums, counts, list(meta["done"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"profile {path} is damaged (its contents do not fit together: {error}); delete it and "
+                "profile again"
+            ) from error
 
 
 def profile(

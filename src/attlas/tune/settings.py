@@ -65,8 +65,8 @@ class Settings:
     """Everything that decides a run's outcome; a folder holds the run of one of these.
 
     `extend`: longest length that the plan is made for; None: 4096, as far as the model's context reaches and
-    never below the last of `lengths`, which means no extension. `needles` per length in `per_item` facts per
-    context, in the extension length `extend_per_item`; 0: no evaluation.
+    never below the last of `lengths`, which means no extension. `needles` per length, `per_item` facts to a
+    context; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
     `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget;
     `validations`: contexts of the unprofiled length on which, with `calibration.per_item` facts each.
@@ -80,8 +80,7 @@ class Settings:
     extend: int | None = None
     seed: int = 0
     needles: int = 40
-    per_item: int = 4
-    extend_per_item: int = 5
+    per_item: int = 5
     calibration: Calibration = Calibration()
     candidates: int = 9
     validations: int = 8
