@@ -2,7 +2,8 @@
 
 A backend is a module with `NAME`, `supports(request) -> reason or None`, `estimate(request) -> Cost` and
 `run(request) -> (out, state)`. Optional: `NATIVE = True` (it handles extra terms, sinks, views and unequal
-batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own).
+batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own),
+`detail(request) -> str` (which of its kernels runs, for `explain`).
 """
 
 from collections import Counter
