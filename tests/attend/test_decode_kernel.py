@@ -1,4 +1,4 @@
-"""The fused kernel of decoded tokens: against the sum written out in float64, for all that a cache hands it."""
+"""The fused kernel of decoded tokens: against the sum in float64, for all that a cache hands it."""
 
 from __future__ import annotations
 

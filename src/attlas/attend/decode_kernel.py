@@ -1,9 +1,9 @@
 """The fused form of a decoded token's attention on CPU: when it can run, and its call.
 
 Keys and values are read once, by `decode_loops`; logits, weights and sums are float32 also for bfloat16.
-`numba` is imported, and the loops are compiled (some seconds, once for each dtype and machine: kept on disk in
-numba's cache), with the first call. Threads are those of torch's own OpenMP team: an idle team of another kind
-would wait for cores on which torch's spins.
+`numba` is imported, and the loops are compiled (some seconds, once for each dtype and machine: kept on disk
+in numba's cache), with the first call. Threads are those of torch's own OpenMP team: threads of another kind
+would wait for cores on which torch's spin.
 Legend: B batch, H query heads, g KV heads, N queries, m keys, D width, V value width.
 """
 
@@ -23,7 +23,8 @@ __all__ = ["MOST_ROWS", "attention", "missing", "refusal"]
 
 MOST_ROWS = 16  # rows of a KV head; above, matrix products have enough to do
 BLOCK = 256  # keys; as in decode_vectors, which is imported late
-PIECES = 64  # about as many pieces of work as keep any number of threads busy to the end
+PIECES = 64  # pieces of work, at most about so many: enough for the threads to end together
+LEAST = 512  # keys of a piece; in smaller ones, rows asked for ahead are often another thread's
 ALONE = 1 << 18  # bytes below which a second thread is not worth its call
 _CALL = struct.Struct("27qd")  # decode_loops.CALL
 _FORKED = False
@@ -65,11 +66,11 @@ def refusal(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
 def attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, visible: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale q kᵀ) v of query (B, H, N, D), key (B or 1, g, m, D), value (B or 1, g, m, V), of any strides.
+    """softmax(scale q kᵀ) v of query (B, H, N, D), key (B or 1, g, m, D), value (B or 1, g, m, V).
 
-    visible: bool (B or 1, 1, m) or None; absent keys and values are never read. Returns out (B, H, N, V) in the
-    dtype of query and lse (B, H, N) float32; a row without keys: 0 and -inf. The result is bitwise the same for
-    any number of threads. Cost: keys and values are read once.
+    Any strides; visible: bool (B or 1, 1, m) or None; absent keys and values are never read. Returns out
+    (B, H, N, V) in the dtype of query and lse (B, H, N) float32; a row without keys: 0 and -inf. The result
+    is bitwise the same for any number of threads. Cost: keys and values are read once.
     """
     if query.stride(3) != 1:
         query = query.contiguous()
@@ -80,7 +81,7 @@ def attention(
     out = query.new_empty((batch, heads, queries, value_width))
     lse = query.new_empty((batch, heads, queries), dtype=torch.float32)
     units = batch * kv_heads
-    piece = max(1, -(-units * keys // (PIECES * BLOCK))) * BLOCK
+    piece = max(LEAST, -(-units * keys // (PIECES * BLOCK)) * BLOCK)
     pieces = -(-keys // piece)
     valid, valid_batch = 0, 0
     if visible is not None:

@@ -3,7 +3,8 @@
 Work is cut into pieces of one KV head's keys, the same for any number of threads, which take pieces in turn.
 A piece leaves (largest logit, sum of weights, weighted values) per row; the thread that finishes a head's
 last piece merges them in order. So the result does not depend on the number of threads.
-Legend: B batch, g KV heads, R rows per KV head (its query heads times queries), m keys, D width, V value width.
+Legend: B batch, g KV heads, R rows per KV head (its query heads times queries), m keys, D width, V value
+width.
 """
 
 from math import exp, log
@@ -28,14 +29,17 @@ from attlas.attend.decode_vectors import (
 __all__ = ["CALL", "compiled"]
 
 _WHOLE = (
-    "query query_batch query_head query_row key key_batch key_head key_row value value_batch value_head value_row "
-    "valid valid_batch out lse scratch batch kv_heads group queries keys width value_width pieces piece "
-    "size"
-).split()
+    *("query", "query_batch", "query_head", "query_row"),
+    *("key", "key_batch", "key_head", "key_row"),
+    *("value", "value_batch", "value_head", "value_row"),
+    *("valid", "valid_batch", "out", "lse", "scratch"),
+    *("batch", "kv_heads", "group", "queries", "keys", "width", "value_width"),
+    *("pieces", "piece", "size"),
+)
 CALL = np.dtype([*((name, np.int64) for name in _WHOLE), ("scale", np.float64)])
 """What a call is told: addresses, strides in numbers, sizes; `piece` keys in each of `pieces` per KV head (a
 multiple of BLOCK), `size` bytes of a number, `valid` 0 or the address of bool (B or 1, m).
-`scratch` holds B g pieces R (V + 2) float32. Behind a CALL lie 1 + B g int64 that are 0: counters of the work."""
+`scratch` holds B g pieces R (V + 2) float32. Behind a CALL lie 1 + B g int64 that are 0: counters."""
 
 _SIZE = CALL.itemsize
 _LN2 = 0.6931471805599453
@@ -150,7 +154,7 @@ def _block_values(call, weights, value, offsets, count, factors, out, element):
 @_compiled
 @no_type_check
 def _piece(call, b, h, start, stop, query, found, offsets, factors, tops, sums, out, element):
-    """One pass over keys start..stop: largest logits (powers of two), sums and weighted values of all rows."""
+    """One pass over keys start..stop: largest logits (of powers of two), sums, weighted values of rows."""
     rows = query.shape[0]
     tops[:] = -np.inf
     sums[:] = 0.0
@@ -251,10 +255,11 @@ def compiled(narrow: bool) -> int:
     function = _bfloat16 if narrow else _float32
     signature = types.void(types.CPointer(from_dtype(CALL)))
     try:
-        code = cfunc(signature, nopython=True, cache=True, error_model="numpy")(function)
+        code = cfunc(signature, cache=True, error_model="numpy")(function)
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
         # Neither the package's folder nor a user's cache folder can be written.
-        code = cfunc(signature, nopython=True, error_model="numpy")(function)
-    return int(code.address)
+        code = cfunc(signature, error_model="numpy")(function)
+    address: int = code.address
+    return address

@@ -91,8 +91,10 @@ def _vectors(builder: Any, address: Any, narrow: bool) -> list[Any]:
 
 
 def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for a cache line that is needed half a block later, into the second-level cache (hint 2): by itself the
-    processor fetches too few lines ahead between so many multiplications (measured: 6 GB/s, so 17)."""
+    """Ask for a cache line that is needed half a block later, into the second-level cache (hint 2).
+
+    Among so many multiplications the processor looks too few lines ahead (one thread: 6 GB/s, so 17).
+    """
     place = _at(builder, builder.add(address, _LONG(AHEAD)), ir.IntType(8))
     kind = ir.FunctionType(ir.VoidType(), [place.type, _INT, _INT, _INT])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -171,7 +173,8 @@ def narrow(typingctx, address, number, element):
 def logits(typingctx, query, vectors, key, stride, offsets, count, found, tile, element):
     """found[r, j] = query[r] . key[offsets[j]] for `tile` rows (a literal) and keys j < count.
 
-    query: rows of `vectors` vectors of float32, in pair order; count: a multiple of KEYS; found: rows of BLOCK.
+    query: rows of `vectors` vectors of float32, in pair order; count: a multiple of KEYS; found: rows of
+    BLOCK.
     """
     rows, short = tile.literal_value, _is_narrow(element)
 
@@ -289,7 +292,7 @@ def largest(typingctx, numbers, count):
 @intrinsic
 @no_type_check
 def exponentials(typingctx, numbers, count, shift):
-    """Each of `count` float32 x becomes 2^(x - shift) (relative error <= 2e-7; below 2^-125: 0); their sum."""
+    """Each of `count` float32 x becomes 2^(x - shift) (relative error <= 2e-7; below 2^-125: 0); the sum."""
 
     def code(context, builder, signature, args):
         total = _variables(builder, 1)[0]
