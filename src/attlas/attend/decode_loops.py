@@ -261,5 +261,6 @@ def compiled(narrow: bool) -> int:
             raise
         # Neither the package's folder nor a user's cache folder can be written.
         code = cfunc(signature, error_model="numpy")(function)
-    address: int = code.address
-    return address
+    if code.address is None:
+        raise RuntimeError("the decode kernel was compiled, but numba gives no address of it")
+    return code.address
