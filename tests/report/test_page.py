@@ -166,5 +166,5 @@ def test_damaged_run_writes_nothing(write_run):
 def test_folder_that_cannot_be_written(results, write_run):
     folder = write_run(results)
     (folder / "pictures").write_text("in the way")
-    with pytest.raises(UsageError, match=r"pictures is a file, but a folder is needed \(out, --out\); give another name"):
+    with pytest.raises(UsageError, match=r"pictures is a file, but a folder is needed \(out, --out\)"):
         write_report(folder)

@@ -195,9 +195,7 @@ def test_a_damaged_or_missing_profile_is_said(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is damaged .*; delete it and profile again"):
             Influence.load(path)
     path.write_bytes(whole.replace(b'\\"causal\\"', b'\\"casual\\"'))
-    with pytest.raises(
-        UsageError, match=r"its contents do not fit together: 'causal'"
-    ):
+    with pytest.raises(UsageError, match=r"its contents do not fit together: 'causal'"):
         Influence.load(path)
     path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 7'))
     with pytest.raises(UsageError, match="written by a newer Attlas"):

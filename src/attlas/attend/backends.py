@@ -3,7 +3,8 @@
 A backend is a module with `NAME`, `supports(request) -> reason or None`, `estimate(request) -> Cost` and
 `run(request) -> (out, state)`. Optional: `NATIVE = True` (it handles extra terms, sinks, views and unequal
 batches itself), `inner_fallback(request) -> reason or None` (it would run, but by a slow path of its own or
-with an N × M matrix: named, it is counted as a fallback; "auto" does not take it).
+with an N × M matrix: named, it is counted as a fallback; "auto" does not take it), `detail(request) -> str`
+(which of its kernels runs, for `explain`).
 """
 
 from collections import Counter

@@ -94,11 +94,13 @@ def explain(query: Tensor, key: Tensor | KVView, value: Tensor | None = None, **
     backend, strict = options.pop("backend", "auto"), options.pop("strict", False)
     request = make_request(query, key, value, **options)
     choice = choose(request, backend)
+    detail = getattr(choice.backend, "detail", None)
     lines = [
         f"pattern     {'dense' if request.pattern is None else request.pattern}",
         f"score       {request.score.name}",
         f"normaliser  {request.normaliser.name}",
         f"backend     {choice.name}: {choice.why}",
+        *([] if detail is None else [f"kernel      {detail(request)}"]),
         f"cost        {choice.cost.flops:.3g} FLOPs, {choice.cost.bytes:.3g} bytes",
         _pairs(request, choice.cost),
     ]

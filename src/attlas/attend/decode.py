@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attlas.attend import decode_kernel
 from attlas.attend.block import programs_of
 from attlas.attend.block_kernel import block_attention
 from attlas.attend.cost import Cost, pair_cost
@@ -22,7 +23,7 @@ from attlas.attend.tiles import kernel_for, matmul
 from attlas.attend.view import KVView
 from attlas.pattern import Tokens
 
-__all__ = ["NAME", "attend_view", "estimate", "run", "supports"]
+__all__ = ["NAME", "attend_view", "detail", "estimate", "run", "supports"]
 
 NAME = "decode"
 FEW_ROWS = 16  # queries: below, one call per group with one mask; above, tiles
@@ -47,6 +48,15 @@ def estimate(request: Request) -> Cost:
         raise ValueError("decode: it takes a KVView")
     seen = sum(len(group.heads) * group.key.shape[2] for group in request.view.groups)
     return pair_cost(shapes_of(request), seen * request.group * request.queries, seen)
+
+
+def detail(request: Request) -> str:
+    """Which kernel a decoded token gets; both are this backend, so strict=True has nothing against either."""
+    if request.view is None or request.queries > FEW_ROWS:
+        return "tiles of the pattern"
+    group = request.view.groups[0]
+    reason = decode_kernel.refusal(request.query, group.key, group.value, None)
+    return "one fused pass over the keys" if reason is None else f"plain torch, not the fused pass: {reason}"
 
 
 def run(request: Request) -> Part:
@@ -138,6 +148,13 @@ def _rows(
     if keys == 0:
         out = query.new_zeros(batch, heads, rows, value_width)
         return out, query.new_full((batch, heads, rows), -float("inf"), dtype=torch.float32)
+    refused = decode_kernel.refusal(query, key, value, visible)
+    if refused is None:
+        return decode_kernel.attention(query, key, value, scale, visible)
+    if refused == decode_kernel.missing():
+        from attlas.attend.backends import record_fallback  # it imports this module
+
+        record_fallback("decode ran on matrix products instead of its fused kernel", refused)
     if width != value_width:
         wide = max(width, value_width)
         query, key = functional.pad(query, (0, wide - width)), functional.pad(key, (0, wide - width))
