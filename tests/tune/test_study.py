@@ -231,7 +231,7 @@ def test_bad_calibration_settings_are_refused():
         UsageError, match=r"calibration needs at least one item .*got 0 needle, 0 text, 0 passage"
     ):
         Calibration(needle=0, text=0, passage=0)
-    with pytest.raises(UsageError, match=r"validations must be >= 1, got 9, 3 and 0"):
+    with pytest.raises(UsageError, match=r"validations must be >= 1, got 0"):
         Settings(validations=0)
     with pytest.raises(
         UsageError, match=r"mixes are weights >= 0 of \(needle, text, passage\), got \(\(0.0, 0.0, 0.0\),\)"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_ROWS", "attention", "missing", "refusal"]
+__all__ = ["MOST_ROWS", "attention", "missing", "prepare", "refusal"]
 
 MOST_ROWS = 16  # rows of a KV head; above, matrix products have enough to do
 BLOCK = 256  # keys; as in decode_ir, which is imported late
@@ -61,6 +61,12 @@ def refusal(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
     if torch.compiler.is_compiling():
         return "torch.compile cannot look into it"
     return missing()
+
+
+def prepare(dtype: torch.dtype, device: torch.device) -> None:
+    """Compile the loops now, or read them from disk, so that the first token does not wait for it."""
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and missing() is None:
+        _loops(dtype == torch.bfloat16)
 
 
 def attention(

@@ -40,7 +40,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
         extra_budgets=(),
         multi_key_needles=0,
         calibration=Calibration() if long else few,
-        candidates=8 if long else 4,
+        candidates=6 if long else 3,
         validations=8 if long else 5,
         timing=False,
         out=folder,

@@ -107,7 +107,9 @@ def generate(
     The text goes to standard output, what the cache held to standard error.
     """
     import torch
+    from rich.console import Console
 
+    from attlas.attend.decode_kernel import prepare
     from attlas.bridges import applied, describe, load_model
     from attlas.pattern import Plan
     from attlas.tune.limits import check_answer
@@ -127,6 +129,8 @@ def generate(
     options["do_sample"] = sample or temperature is not None
     if temperature is not None:
         options["temperature"] = temperature
+    with Console(stderr=True).status("preparing the kernel of decoded tokens (compiled once per machine)"):
+        prepare(network.dtype, network.device)
     with applied(network, rules), torch.no_grad():
         written = network.generate(**inputs, **options)
     print(tokenizer.decode(written[0, length:], skip_special_tokens=True))

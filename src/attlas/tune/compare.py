@@ -83,11 +83,12 @@ class Comparison:
             except UsageError as error:  # no plan of this kind at the plan's density
                 self.study.notes.append(f"{LABELS[name]} is left out: {error}")
                 continue
-            self._add(name, budget, self._selected(LABELS[name], front.plans))
+            most = self.settings.baseline_candidates
+            self._add(name, budget, self._selected(LABELS[name], front.plans, most))
         self._add("shuffled", budget, shuffled(self.plan, seed=self.settings.seed))
 
-    def _selected(self, shown: str, plans: Sequence[Plan]) -> Plan:
-        tried = spread(plans, self.settings.baseline_candidates)
+    def _selected(self, shown: str, plans: Sequence[Plan], most: int) -> Plan:
+        tried = spread(plans, most)
         return tried[self.choice.select(f"select {shown}", tried).best]
 
     def _evaluate(self, names: Sequence[str], lengths: Sequence[int], needles: int) -> None:
@@ -147,7 +148,7 @@ class Comparison:
         except UsageError as error:
             self.study.notes.append(f"budget {budget:g} is left out: {error}")
             return
-        plan = self._selected(f"at {budget:g}", front.plans)
+        plan = self._selected(f"at {budget:g}", front.plans, self.settings.extra_candidates)
         names = (f"plan@{budget:g}", f"uniform@{budget:g}")
         for name, one in zip(names, (plan, uniform(plan)), strict=True):
             self._add(name, budget, one)

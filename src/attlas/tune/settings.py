@@ -29,12 +29,7 @@ class Calibration:
     passage: int = 3
     per_item: int = 4
     answer_tokens: int = 48
-    mixes: tuple[tuple[float, float, float], ...] = (
-        (1.0, 1.0, 0.1),
-        (1.0, 1.0, 0.3),
-        (1.0, 1.0, 1.0),
-        (1.0, 1.0, 3.0),
-    )
+    mixes: tuple[tuple[float, float, float], ...] = ((1.0, 0.1, 0.3), (1.0, 0.1, 1.0), (1.0, 0.1, 2.0))
 
     def __post_init__(self) -> None:
         if min(self.counts.values()) < 0 or not any(self.counts.values()):
@@ -68,7 +63,8 @@ class Settings:
     never below the last of `lengths`, which means no extension. `needles` per length, `per_item` facts to a
     context; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
-    `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline and extra budget;
+    `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline, `extra_candidates` per
+    extra budget;
     `validations`: contexts of the unprofiled length on which, with `calibration.per_item` facts each.
     `text_rise`: nats by which the loss of plain text may rise over dense in the validation; a plan that
     exceeds it is taken only if all do. `block`, `sink`, `alpha_step`, `betas`: the rule grid,
@@ -82,10 +78,11 @@ class Settings:
     needles: int = 40
     per_item: int = 5
     calibration: Calibration = Calibration()
-    candidates: int = 9
+    candidates: int = 6
     validations: int = 8
     text_rise: float = 0.01
     baseline_candidates: int = 3
+    extra_candidates: int = 2
     extra_budgets: tuple[float, ...] = (0.35, 0.25)
     extra_needles: int = 20
     block: int = 64
@@ -120,11 +117,9 @@ class Settings:
             )
         if self.needles < 0 or self.extra_needles < 0:
             raise UsageError(f"needles must be >= 0, got {self.needles} and {self.extra_needles} (extra)")
-        if min(self.candidates, self.baseline_candidates, self.validations) < 1:
-            raise UsageError(
-                f"candidates, baseline_candidates and validations must be >= 1, got {self.candidates}, "
-                f"{self.baseline_candidates} and {self.validations}"
-            )
+        for name in ("candidates", "baseline_candidates", "extra_candidates", "validations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.text_rise >= 0:
             raise UsageError(f"text_rise must be a number of nats >= 0, got {self.text_rise!r}")
 
