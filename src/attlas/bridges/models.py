@@ -176,6 +176,17 @@ def _head_width(name: str, modules: tuple[nn.Module, ...], config: Any, heads: i
     return widths.pop() if widths else getattr(config, "head_dim", None) or int(config.hidden_size) // heads
 
 
+def weights_digest(model: nn.Module) -> str:
+    """Short hash of sampled weights: changed values give another, unlike the fingerprint, which a fine-tuned
+    or quantised model keeps so that its plan still applies."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        sample = flat[_sampled(flat.numel()).to(flat.device)] if flat.device.type != "meta" else flat[:0]
+        found.update(name.encode() + sample.double().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def _fingerprint(model: nn.Module, essentials: list[Any]) -> str:
     digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
     for name, weight in sorted(model.named_parameters()):

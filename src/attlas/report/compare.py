@@ -70,8 +70,14 @@ def apart(one: Method, two: Method, lengths: Sequence[int]) -> tuple[float, floa
 
 
 def may_be_chance(one: Quality, two: Quality) -> bool:
-    """Whether two different shares differ by less than two standard errors of their difference (binomial)."""
+    """Whether two different shares differ by less than two standard errors of their difference (binomial).
+
+    The variance is that of (k + 1) / (n + 2): none or all of a few needles is no certainty.
+    """
     if one.exact is None or two.exact is None or not one.needles or not two.needles:
         return False
-    variance = one.exact * (1 - one.exact) / one.needles + two.exact * (1 - two.exact) / two.needles
+    variance = 0.0
+    for exact, needles in ((one.exact, one.needles), (two.exact, two.needles)):
+        share = (exact * needles + 1) / (needles + 2)
+        variance += share * (1 - share) / needles
     return 0 < abs(one.exact - two.exact) <= 2 * sqrt(variance)

@@ -40,6 +40,17 @@ def memory(run: Run, three: Three) -> Finding | None:
     return Finding(f"KV cache: {', '.join(phrases)}.{asked}", agree(met.values()))
 
 
+def _share_of_kernel(run: Run, length: int, field: str, dense: float, plan: float) -> str:
+    """What of a ratio of times is the kernel's: dense attention by Attlas's own kernels stands between."""
+    method = run.method("dense_attlas")
+    own = getattr(method.time.get(length, Timing()), field) if method else None
+    if not own:
+        return ""
+    return (
+        f" (Attlas's kernels on the dense pattern {own / dense:.2f} ×, so the plan itself {plan / own:.2f} ×)"
+    )
+
+
 def speed(run: Run, three: Three, phase: str) -> Finding | None:
     """Time of the whole model against dense at every timed length, of attention alone at the longest."""
     total, alone, batch = "prefill_seconds", "prefill_attention_seconds", "prefill_batch"
@@ -65,6 +76,7 @@ def speed(run: Run, three: Three, phase: str) -> Finding | None:
     text = f"{name} of the whole model{rows_at_once}: {', '.join(phrases)}"
     if getattr(d, alone) and getattr(p, alone):
         text += f"; attention alone {getattr(p, alone) / getattr(d, alone):.2f} × at {length:,} tokens"
+        text += _share_of_kernel(run, length, alone, getattr(d, alone), getattr(p, alone))
         fraction = getattr(p, f"{phase}_fraction")
         text += "" if fraction is None else f", {fraction:.0%} of its bound"
     return Finding(f"{text}.", agree(faster))

@@ -31,6 +31,7 @@ Chart: TypeAlias = (
 
 METHODS = {
     "dense": ("#767676", "circle"),
+    "dense_attlas": ("#333333", "triangle-right"),
     "plan": ("#0072B2", "diamond"),
     "uniform": ("#D55E00", "square"),
     "per_layer": ("#E69F00", "triangle-up"),

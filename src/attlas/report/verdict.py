@@ -27,7 +27,8 @@ def verdict(run: Run) -> Verdict:
     if plan is None or dense is None:
         return Verdict("No verdict: it takes a plan and the dense model, and this run lacks one of them.", ())
     three = Three(dense, plan, run.method("uniform"))
-    others = {m.name: on.against(run, plan, m) for m in run.main_methods if m.name not in ("dense", "plan")}
+    baselines = [m for m in run.main_methods if m.name not in ("dense", "plan", "dense_attlas")]
+    others = {m.name: on.against(run, plan, m) for m in baselines}
     findings = (
         on.exact(run, three),
         on.few_needles(run, three),

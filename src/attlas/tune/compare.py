@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attlas._common.errors import UsageError
-from attlas.pattern import Plan
+from attlas.pattern import Plan, uniform_plan
 from attlas.tasks import LongItem, build_items
 from attlas.tune.baselines import mean_attention, per_layer, shuffled, uniform
 from attlas.tune.choice import Choice
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison"]
 
+# Dense attention by Attlas's own kernels: what of a time is due to the kernel, and what to the plan.
+OWN = "dense_attlas"
 MAIN = ("dense", "plan", "uniform", "per_layer", "shuffled", "mean_attention")
 EXTENDED = ("dense", "plan", "uniform")
 LABELS = {
     "dense": "dense",
+    OWN: "dense, by Attlas",
     "plan": "plan",
     "uniform": "uniform window",
     "per_layer": "one rule per layer",
@@ -55,8 +58,9 @@ class Comparison:
         if self.settings.multi_key_needles:
             self._multi_key(self.settings.lengths[0])
         if self.settings.timing:
+            self._add(OWN, None, uniform_plan(self.study.shape, density=1.0))
             for length in self.settings.all_lengths:
-                self._time(MAIN if length == self.settings.all_lengths[-1] else EXTENDED, length)
+                self._time((*MAIN, OWN) if length == self.settings.all_lengths[-1] else EXTENDED, length)
         if self.settings.extra_needles:
             for budget in self.settings.extra_budgets:
                 if budget < self.settings.budget:
@@ -89,6 +93,8 @@ class Comparison:
 
     def _selected(self, shown: str, plans: Sequence[Plan], most: int) -> Plan:
         tried = spread(plans, most)
+        if len(tried) == 1:
+            return tried[0]
         return tried[self.choice.select(f"select {shown}", tried).best]
 
     def _evaluate(self, names: Sequence[str], lengths: Sequence[int], needles: int) -> None:

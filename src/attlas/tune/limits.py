@@ -63,7 +63,8 @@ def needed_memory(model: nn.Module, settings: Settings) -> int:
     """Estimated bytes beside the weights: the largest of profiling, evaluation and timing.
 
     Profiling keeps the activations of one item for the backward pass, about 16 hidden and 4 inner vectors per
-    token and layer; evaluation the logits and per_item + 1 caches; timing the dense cache of 8 rows.
+    token and layer, and a passage's logits in several forms; evaluation the logits and per_item + 1 caches;
+    timing the dense cache of 8 rows.
     """
     config = _config(model)
     item = next(model.parameters()).element_size()
@@ -72,6 +73,8 @@ def needed_memory(model: nn.Module, settings: Settings) -> int:
     last, longest = settings.lengths[-1], settings.all_lengths[-1]
     blocks = sum((length // settings.block) ** 2 for length in settings.lengths)
     profiling = last * layers * (16 * hidden + 4 * inner) * item + 4 * 8 * layers * heads * blocks
+    if settings.calibration.passage:  # logits, their float32 form, log-softmax, and the gradients of two
+        profiling += last * int(config.vocab_size) * (2 * item + 3 * 4)
     scoring = longest * (int(config.vocab_size) * item + cache * (settings.per_item + 2) + 8 * inner * item)
     timing = 9 * longest * cache if settings.timing and settings.needles else 0
     return max(profiling, scoring if settings.needles else 0, timing)

@@ -78,15 +78,30 @@ class Programme:
 
     def minimise(self, primary: int, cell: Mapping[int, tuple[float, float]] | None = None) -> Solution:
         """The plan of least F_primary among those whose other objectives lie in the intervals of `cell`."""
+        return self._minimise(self._objective[primary], cell or {})
+
+    def settle(self, primary: int, found: Solution) -> Solution:
+        """Among the plans as good as `found` in F_primary, within the solver's gap, the one best in the rest.
+
+        Rules with one span at a length tie there, and a minimum of one objective leaves the others arbitrary.
+        """
+        if found.choice is None or self.objectives == 1:
+            return found
+        most = float(self.losses_of(found.choice)[primary]) * (1 + self.options["mip_rel_gap"])
+        others = np.delete(self._objective, primary, axis=0).sum(0)
+        settled = self._minimise(others, {primary: (0.0, most)})
+        return found if settled.choice is None else settled
+
+    def _minimise(self, objective: np.ndarray, cell: Mapping[int, tuple[float, float]]) -> Solution:
         lower = self.lower if self.lower is not None else np.full(len(self.upper), -np.inf)
         # 1e-9: a bound that a plan meets exactly must not be lost to the rounding of a mean of many costs.
         constraints = [*self._structure, LinearConstraint(self._density, lower - 1e-9, self.upper + 1e-9)]
-        for objective, (low, high) in (cell or {}).items():
+        for held, (low, high) in cell.items():
             slack = 1e-7
-            row = self._objective[objective : objective + 1]
-            bounds = np.array([low, high]) / self._unit[objective]
+            row = self._objective[held : held + 1]
+            bounds = np.array([low, high]) / self._unit[held]
             constraints.append(LinearConstraint(row, bounds[0] - slack, bounds[1] + slack))
-        return self._solution(self._solve(self._objective[primary], constraints))
+        return self._solution(self._solve(objective, constraints))
 
     def losses_of(self, choice: np.ndarray) -> np.ndarray:
         """F_k of a choice (L, G), in the caller's unit."""

@@ -67,8 +67,10 @@ def search(
 
     Epsilon-constraint sweep: each F_k alone gives the payoff table; the range of every objective is cut into
     `intervals` equal parts; for each primary objective and each combination of intervals of the others one
-    programme: K + K * intervals^(K-1) in all (2 lengths: 10, 3 lengths: 51). The K single-objective solutions
-    are candidates too (they cost nothing more). Losses of different lengths are compared only as objectives,
+    programme: K + K * intervals^(K-1) in all (2 lengths: 10, 3 lengths: 51). Departures: the K minima of the
+    payoff table are settled in the other objectives by one programme each (12, 54), since rules with equal
+    spans at one length tie there and an arbitrary choice would widen the ranges; these K solutions are
+    candidates too. Losses of different lengths are compared only as objectives,
     never added, so that no normalisation between lengths is needed (nor is there one in the released code).
 
     Deterministic unless `time_limit` (seconds per programme) strikes, which is noted. Raises UsageError with
@@ -85,19 +87,21 @@ def search(
         time_limit=time_limit,
     )
     notes: list[str] = []
-    total = len(lengths) + (len(lengths) * intervals ** (len(lengths) - 1) if len(lengths) > 1 else 0)
+    alone_steps = len(lengths) * (2 if len(lengths) > 1 else 1)
+    total = alone_steps + (len(lengths) * intervals ** (len(lengths) - 1) if len(lengths) > 1 else 0)
     report = progress if progress is not None else lambda done, of: None
     report(0, total)
     floor, first = _first(programme, _floors(lower, bounds), notes)
     if first.choice is None:
         raise _unreachable(programme, bounds, costs, first)
     alone = [first, *(programme.minimise(k) for k in range(1, len(lengths)))]
-    report(len(lengths), total)
+    alone = [programme.settle(k, solution) for k, solution in enumerate(alone)]
+    report(alone_steps, total)
     best = [solution.choice for solution in alone if solution.choice is not None]
     if len(best) < len(alone):
         raise UsageError(f"no plan was found within {time_limit} s per programme; raise time_limit or gap")
     payoff = np.array([programme.losses_of(choice) for choice in best])
-    solutions, done = list(alone), len(lengths)
+    solutions, done = list(alone), alone_steps
     for primary, cell in _cells(payoff, intervals):
         solutions.append(programme.minimise(primary, cell))
         done += 1
@@ -119,7 +123,7 @@ def search(
         for index in kept
     )
     table = tuple(tuple(float(value) for value in row) for row in payoff)
-    return Front(candidates, table, floor, len(solutions), empty, tuple(notes))
+    return Front(candidates, table, floor, total, empty, tuple(notes))
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:

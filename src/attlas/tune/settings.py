@@ -64,8 +64,8 @@ class Settings:
     context; 0: no evaluation.
     `multi_key_needles`: facts of the multi-key variant at the shortest length, for dense, plan and uniform.
     `candidates`: Pareto plans to validate in all, `baseline_candidates` per baseline, `extra_candidates` per
-    extra budget;
-    `validations`: contexts of the unprofiled length on which, with `calibration.per_item` facts each.
+    extra budget; `validations`: contexts of the unprofiled length on which, with `calibration.per_item` facts
+    each. A single candidate, the middle of its front, is not validated.
     `text_rise`: nats by which the loss of plain text may rise over dense in the validation; a plan that
     exceeds it is taken only if all do. `block`, `sink`, `alpha_step`, `betas`: the rule grid,
     `tune.rules.rule_grid`.
@@ -78,11 +78,11 @@ class Settings:
     needles: int = 40
     per_item: int = 5
     calibration: Calibration = Calibration()
-    candidates: int = 6
-    validations: int = 8
+    candidates: int = 9
+    validations: int = 6
     text_rise: float = 0.01
     baseline_candidates: int = 3
-    extra_candidates: int = 2
+    extra_candidates: int = 1
     extra_budgets: tuple[float, ...] = (0.35, 0.25)
     extra_needles: int = 20
     block: int = 64

@@ -28,8 +28,9 @@ class Store:
     """The folder of a run: `plan.json` and `results.json` for the user, `state/` for going on.
 
     The first run in a folder writes its settings, model and text there; another one's raise UsageError that
-    names the difference, unless `fresh` forgets what is there. Without a folder a temporary one is used.
-    A part is kept with its name and digest; one that is not as it was written raises UsageError at once.
+    names the difference, unless `fresh` forgets that run, its results included. Without a folder a temporary
+    one is used. A part is kept with its name and digest; one that is not as it was written raises UsageError
+    at once.
     """
 
     def __init__(
@@ -40,13 +41,20 @@ class Store:
         self.state = self.folder / STATE
         self._made = missing_folders(self.state)
         writable_folder(self.folder)
-        if fresh and self.state.exists():
-            shutil.rmtree(self.state)
+        if fresh:
+            self._forget()
         writable_folder(self.state)
         self._claim(settings, facts)
         self.stages: list[dict[str, Any]] = self._stages_before()
         for file in self._parts():
             self._read(file)
+
+    def _forget(self) -> None:
+        """Remove what an earlier run has left, its results too: they would pass for this one's."""
+        for name in (STATE, "pictures"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("plan.json", "results.json", "report.html"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _claim(self, settings: Settings, facts: dict[str, str]) -> None:
         file = self.state / RUN

@@ -19,7 +19,7 @@ from attlas._common.errors import UsageError
 from attlas._common.machine import source_digest, versions
 from attlas.attend import counting
 from attlas.bridges import describe
-from attlas.bridges.models import wiring
+from attlas.bridges.models import weights_digest, wiring
 from attlas.pattern import Plan
 from attlas.tasks import TextSource, load_source, split_tokens, tokenise
 from attlas.tune.calibrate import CalibrationItem, build_calibration
@@ -115,8 +115,11 @@ class Study:
         facts = {
             "model": self.shape.fingerprint or self.shape.name,
             "text": digest([source.name, source.text]),
+            "weights": weights_digest(model),
+            "tokenizer": _tokenizer_digest(tokenizer),
             "dtype": str(next(model.parameters()).dtype),
             "attlas": f"{versions().get('attlas', '')} {source_digest(*DECISIVE)}",
+            **{name: versions().get(name, "") for name in ("torch", "transformers")},
         }
         self.store = Store(folder, settings, facts, fresh=fresh)
         self.fallbacks: list[Mapping[str, Any]] = []
@@ -219,3 +222,9 @@ class Study:
         found = self.store.get(name, run)
         self.fallbacks += found["fallbacks"]
         return found["value"]
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Names what decides the tokens of a text and a chat."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return digest([vocabulary, str(getattr(tokenizer, "chat_template", None))])
