@@ -76,7 +76,13 @@ def test_a_missing_or_cheaper_baseline_shows_nothing():
     assert verdict.outcome == "not shown at this scale" and verdict.measured == "Not measured: shuffled."
     verdict = claims_moa.judge([run | {"uniform density": 0.2}] * 3)
     assert verdict.outcome == "not shown at this scale"
-    assert verdict.measured.startswith("Not at equal density: uniform 0.200.")
+    assert verdict.measured.startswith("Not at equal density: uniform 0.200 against 0.490.")
+
+
+def test_one_seed_of_unequal_density_is_enough_to_show_nothing():
+    seeds = [run_with(), run_with(), run_with() | {"shuffled density": 0.45}]
+    verdict = claims_moa.judge(seeds)
+    assert verdict.outcome == "not shown at this scale" and "shuffled 0.450 against 0.490" in verdict.measured
 
 
 def test_means_decide_and_the_spread_is_told():

@@ -53,7 +53,7 @@ def telling(monkeypatch):
 
 def test_times_of_all_methods_at_the_longest_length_and_of_the_main_ones_at_each(telling, tmp_path):
     methods = {method["name"]: method["time"] for method in run(tmp_path)["methods"]}
-    assert set(methods) == set(compare.MAIN)
+    assert set(methods) == {*compare.MAIN, compare.OWN}
     for name, time in methods.items():
         assert set(time) == ({"768", "1024"} if name in compare.EXTENDED else {"1024"})
         assert all(entry == {"prefill_seconds": float(length)} for length, entry in time.items())
@@ -62,7 +62,7 @@ def test_times_of_all_methods_at_the_longest_length_and_of_the_main_ones_at_each
 def test_fallbacks_of_selection_and_timing_are_told_once_more_when_resumed(telling, tmp_path):
     found = run(tmp_path)
     counts = {row["what"]: row["count"] for row in found["fallbacks"]}
-    assert counts["timed"] == len(compare.MAIN) + len(compare.EXTENDED)
+    assert counts["timed"] == len(compare.MAIN) + 1 + len(compare.EXTENDED)
     # The dense model, then every validated plan.
     validated = len(list((tmp_path / "state").glob("validation-*.json")))
     assert counts["validated"] >= validated > 2

@@ -75,25 +75,43 @@ def test_a_cell_of_the_sweep_is_solved_exactly(seed: int) -> None:
     np.testing.assert_allclose(exact.losses_of(solution.choice)[0], min(inside), rtol=1e-7)
 
 
-def test_three_lengths_take_51_programmes_and_find_the_whole_range() -> None:
+def test_three_lengths_take_51_programmes_and_3_for_ties_and_find_the_whole_range() -> None:
     losses, costs = problem(1, 2, 2, 4, (64, 128, 192))
     steps: list[tuple[int, int]] = []
     front = search(
         losses, costs, 0.6, lower=None, gap=0.0, progress=lambda done, of: steps.append((done, of))
     )
-    assert front.solved == 3 + 3 * 4**2 == steps[-1][0] == steps[-1][1]
-    assert steps == sorted(steps) and steps[0] == (0, 51)
+    assert front.solved == 3 + 3 * 4**2 + 3 == steps[-1][0] == steps[-1][1]
+    assert steps == sorted(steps) and steps[0] == (0, 54)
     for index, length in enumerate((64, 128, 192)):
         assert min(one.losses[length] for one in front.candidates) == pytest.approx(
             front.payoff[index][index]
         )
 
 
-def test_two_lengths_take_10_programmes_and_empty_cells_are_skipped() -> None:
+def test_two_lengths_take_10_programmes_and_2_for_ties_and_empty_cells_are_skipped() -> None:
     losses, costs = problem(3, 1, 2, 3)
     front = search(losses, costs, 0.7, lower=None, gap=0.0)
-    assert front.solved == 2 + 2 * 4
+    assert front.solved == 2 + 2 * 4 + 2
     assert front.empty_cells > 0 and len(front.candidates) >= 1
+
+
+def test_rules_that_tie_at_one_length_do_not_widen_the_range() -> None:
+    """Rules 1 and 2 miss the same at 64 tokens, as spans that differ in beta only; rule 2 is bad at 128."""
+    losses, costs = problem(7, 2, 2, 4)
+    losses[64][..., 2], losses[128][..., 2] = losses[64][..., 1], losses[128].max() + 1.0
+    for cost in costs.values():
+        cost[2] = cost[1]
+    front = search(losses, costs, 0.7, lower=None, rules_per_layer=None, gap=0.0)
+    plans = [
+        [losses[n][np.repeat([0, 1], 2), np.tile([0, 1], 2), list(choice)].sum() for n in (64, 128)]
+        for choice in itertools.product(range(4), repeat=4)
+        if all(np.mean([cost[rule] for rule in choice]) <= 0.7 + 1e-9 for cost in costs.values())
+    ]
+    least = min(first for first, _ in plans)
+    best = min(second for first, second in plans if first <= least + 1e-9)
+    assert front.payoff[0] == pytest.approx((least, best))
+    assert max(one.losses[128] for one in front.candidates) <= best + 1e-9
 
 
 def test_one_length_is_one_programme() -> None:

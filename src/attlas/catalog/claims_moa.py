@@ -14,7 +14,16 @@ BUDGET, NEEDLES, CONTEXT = 0.5, 24, 1024
 SHARE, TEXT_LOSS, FOUND = 0.5, 0.03, 0.65
 # Relative difference up to which two densities count as equal.
 EQUAL = 0.02
-SETTINGS = {"model": "demo", "data": "python-docs", "budget": BUDGET, "length": CONTEXT, "needles": NEEDLES}
+# The defaults of `attlas tune` were chosen while the texts and needles of seed 0 were looked at.
+FIRST_SEED = 1
+SETTINGS = {
+    "model": "demo",
+    "first_seed": FIRST_SEED,
+    "data": "python-docs",
+    "budget": BUDGET,
+    "length": CONTEXT,
+    "needles": NEEDLES,
+}
 # Below this share of needles found by the dense model there is no long-range answer to lose.
 DENSE_FINDS = 0.5
 METHODS = ("dense", "plan", "uniform", "shuffled", "mean_attention")
@@ -46,7 +55,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
         validations=6 if long else 4,
         timing=False,
         out=folder,
-        seed=seed,
+        seed=FIRST_SEED + seed,
         progress=step,
     )
     return values_of(read_json(folder / "results.json", what="results"), lengths)

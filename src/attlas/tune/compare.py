@@ -89,6 +89,10 @@ class Comparison:
                 continue
             most = self.settings.baseline_candidates
             self._add(name, budget, self._selected(LABELS[name], front.plans, most))
+        self.study.notes.append(
+            f"searched baselines use the plan's own mix of calibration items and at most {most} candidates each; "
+            f"the plan was chosen among up to {self.settings.candidates} of all mixes"
+        )
         self._add("shuffled", budget, shuffled(self.plan, seed=self.settings.seed))
 
     def _selected(self, shown: str, plans: Sequence[Plan], most: int) -> Plan:
