@@ -183,7 +183,10 @@ def test_without_a_folder_only_the_plan_is_made():
         ({"budget": float("nan")}, r"budget must lie in \(0, 1\]"),
         ({"lengths": (1024, 768)}, r"lengths must be given and increase, such as 1024,2048, got 1024, 768"),
         ({"lengths": ()}, r"lengths must be given and increase, such as 1024,2048, got none"),
-        ({"lengths": (768, 1000)}, r"lengths must be multiples of the block of 64 tokens, got 1000"),
+        (
+            {"lengths": (768, 1000)},
+            r"lengths and extend must be multiples of the block of 64 tokens, got 1000",
+        ),
         (
             {"extend": 512},
             r"extend must be at least the last of lengths \(1024\), got 512; give 1024 to plan for the",

@@ -97,7 +97,7 @@ def generate(
         typer.Option(min=1e-6, help="Below 1 draws likely tokens more often, above 1 less; means --sample."),
     ] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam search with that many beams.")] = 1,
-    seed: Annotated[int, typer.Option(help="Decides the draw of --sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the draw of --sample.")] = 0,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without the chat format.")
     ] = False,

@@ -78,7 +78,7 @@ class Comparison:
 
     def _baselines(self) -> None:
         """Uniform window, one rule per layer, mean attention, shuffled; searched ones are validated."""
-        budget = self.settings.budget
+        budget, most = self.settings.budget, self.settings.baseline_candidates
         self._add("uniform", budget, uniform(self.plan))
         for name, make in (("per_layer", per_layer), ("mean_attention", mean_attention)):
             run = partial(make, self.plan, self.influence, self.rules, mix=self.choice.mix)
@@ -87,11 +87,10 @@ class Comparison:
             except UsageError as error:  # no plan of this kind at the plan's density
                 self.study.notes.append(f"{LABELS[name]} is left out: {error}")
                 continue
-            most = self.settings.baseline_candidates
             self._add(name, budget, self._selected(LABELS[name], front.plans, most))
         self.study.notes.append(
-            f"searched baselines use the plan's own mix of calibration items and at most {most} candidates each; "
-            f"the plan was chosen among up to {self.settings.candidates} of all mixes"
+            f"searched baselines use the plan's own mix of calibration items and at most {most} candidates "
+            f"each; the plan was chosen among up to {self.settings.candidates} of all mixes"
         )
         self._add("shuffled", budget, shuffled(self.plan, seed=self.settings.seed))
 
