@@ -185,7 +185,7 @@ def test_without_a_folder_only_the_plan_is_made():
         ({"lengths": ()}, r"lengths must be given and increase, such as 1024,2048, got none"),
         (
             {"lengths": (768, 1000)},
-            r"lengths and extend must be multiples of the block of 64 tokens, got 1000",
+            r"lengths and extend must be multiples of the block of 64, got 1000",
         ),
         (
             {"extend": 512},

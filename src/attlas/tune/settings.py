@@ -108,7 +108,7 @@ class Settings:
         odd = [length for length in self.all_lengths if length % self.block]
         if odd:
             raise UsageError(
-                f"lengths and extend must be multiples of the block of {self.block} tokens, got {_listed(odd)}"
+                f"lengths and extend must be multiples of the block of {self.block}, got {_listed(odd)}"
             )
         if self.validation in self.lengths or self.validation < 2 * self.block:
             raise UsageError(
