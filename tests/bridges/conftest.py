@@ -60,6 +60,12 @@ def tiny(prefix: str, **settings: Any) -> Any:
     return model
 
 
+@pytest.fixture
+def make_tiny() -> Callable[..., Any]:
+    """`tiny`, for a family that only one test needs."""
+    return tiny
+
+
 @pytest.fixture(scope="session")
 def families() -> Callable[[str], Any]:
     """A tiny model by family name; every test restores it."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attlas.bridges import applied
+from attlas.bridges import UnsupportedModel, applied
 from attlas.pattern import Pattern, causal, distance, elastic, per_head, per_kv_head, sink, window
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-7}
@@ -61,6 +61,10 @@ def test_ragged_cache_equals_full_forward(
         causal() & (window(2) | sink(7)),
         per_head([SHORT, ELASTIC, causal(), causal() & window(1)]),
         causal() & distance(0, 7) | causal() & distance(20, 25),
+        causal() & sink(3),
+        causal() & window(0),
+        per_head([causal() & window(0), SHORT, causal() & sink(3), causal()]),
+        causal() & window(elastic(-90, 0.5, minimum=0)),
     ],
     ids=str,
 )
@@ -153,3 +157,52 @@ def test_bytes_are_deployed_density_times_dense(llama: Any, tokens: Callable[...
         llama(ids, past_key_values=cache)
     density = ((3 + 2) + (12 + 2)) / (2 * LENGTH)
     assert cache.nbytes == pytest.approx(density * dense_bytes, rel=0.05)
+
+
+@torch.no_grad()
+def test_latent_attention_runs_on_a_cache_that_keeps_every_key(
+    make_tiny: Callable[..., Any], tokens: Callable[..., Tensor]
+) -> None:
+    from transformers import DynamicCache
+
+    latent = make_tiny(
+        "DeepseekV3",
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        first_k_dense_replace=3,
+    )
+    ids = tokens(2, LENGTH)
+    with applied(latent, ELASTIC, total=LENGTH):
+        full = latent(ids, use_cache=False).logits
+        got = chunked(latent, ids, DynamicCache(config=latent.config), [9, 6] + [1] * 25)
+        # float32, as this model's router wants; the third layer's sums differ by their order.
+        torch.testing.assert_close(got, full, rtol=1e-4, atol=1e-4)
+        kept = DynamicCache(config=latent.config)
+        latent.generate(ids, max_new_tokens=1, past_key_values=kept)
+        assert kept.get_seq_length() == LENGTH
+        with pytest.raises(
+            UnsupportedModel, match=r"DeepseekV3Attention reads the cached .*latent.* pass past_key_values="
+        ):
+            latent.generate(ids[:, :8], max_new_tokens=2)
+
+
+@torch.no_grad()
+def test_a_model_that_only_views_its_attention_is_given_adjacent_heads(
+    make_tiny: Callable[..., Any],
+    tokens: Callable[..., Tensor],
+    padded: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    viewing = make_tiny("Afmoe", num_key_value_heads=2, head_dim=8, sliding_window=9, num_dense_layers=3)
+    rows = [tokens(1, 12)[0], tokens(1, 5, seed=4)[0]]
+    ids, mask, at = padded(rows, "left")
+    with applied(viewing, SHORT) as handle:
+        full = [viewing(row[None], use_cache=False).logits[0] for row in rows]
+        cache = handle.new_cache(total=[20, 20])
+        got = viewing(ids, attention_mask=mask, position_ids=at, past_key_values=cache).logits
+    for row, alone in enumerate(full):
+        # Float32 in three layers, in batches of different shapes.
+        torch.testing.assert_close(got[row, -len(alone) :], alone, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,3 +243,16 @@ def test_the_demo_model(demo: tuple[Any, Any]) -> None:
     with torch.no_grad():
         best = model(ids).logits[0, -1].argmax()
     assert tokenizer.decode(best).strip() == "Paris"
+
+
+def test_a_name_that_is_no_text(isolated_python: Callable[..., str]) -> None:
+    printed = isolated_python(
+        "import attlas",
+        "for name in (3, None, b'demo'):",
+        "    try:",
+        "        attlas.load_model(name)",
+        "    except ValueError as error:",
+        "        print(error)",
+    )
+    expected = "name must be 'demo', a model folder, a .gguf file or a hub name (text or a path), got "
+    assert printed.splitlines() == [expected + name for name in ("3", "None", "b'demo'")]

@@ -99,7 +99,34 @@ def unsupported() -> list[Any]:
         linear_key_head_dim=8,
         linear_value_head_dim=8,
     )
+    grouped = {**small, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
+    sharing = hf.Gemma3nTextConfig(
+        **{**grouped, "num_hidden_layers": 4},
+        head_dim=8,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=50,
+        hidden_size_per_layer_input=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
     return [
+        pytest.param(
+            hf.Gemma3nForCausalLM,
+            sharing,
+            r"Gemma3nForCausalLM: 2 layers have no keys and values of their own .* not supported",
+            id="shared keys",
+        ),
+        pytest.param(
+            hf.DiffLlamaForCausalLM,
+            hf.DiffLlamaConfig(**grouped),
+            r"DiffLlamaForCausalLM: differential attention, .* is not supported; one attention per layer",
+            id="differential",
+        ),
+        pytest.param(
+            hf.MllamaForCausalLM,
+            hf.MllamaTextConfig(**grouped, cross_attention_layers=[1]),
+            r"MllamaForCausalLM: layers 1 are cross-attention \(config.cross_attention_layers\)",
+            id="crossed layers",
+        ),
         pytest.param(
             hf.T5ForConditionalGeneration, t5, r"is an encoder-decoder model: cross-attention", id="t5"
         ),

@@ -21,6 +21,12 @@ PATTERNS: dict[str, Pattern] = {
     "per KV head": per_kv_head([causal() & (window(3) | sink(1)), ELASTIC]),
     "per query head": per_head([causal() & window(3), causal() & window(7), causal(), causal() & window(2)]),
     "not sinks and window": causal() & distance(2, 9),
+    "sinks alone": causal() & sink(3),
+    "nothing": causal() & window(0),
+    "one head sees nothing": per_head(
+        [causal() & window(0), causal() & window(3), causal(), causal() & sink(2)]
+    ),
+    "one KV head sees nothing": per_kv_head([causal() & window(0), ELASTIC]),
 }
 
 
@@ -268,13 +274,3 @@ def test_bad_arguments() -> None:
         ValueError, match=r"grows with the length of the request, which is not known: pass total="
     ):
         RaggedCache([ELASTIC], heads=2, kv_heads=1)
-
-
-def test_other_code_that_reads_the_keys_as_a_tensor_is_told_why() -> None:
-    cache = RaggedCache([causal()], heads=2, kv_heads=1)
-    key, value = cache.update(torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4), 0)
-    assert value is None
-    with pytest.raises(
-        TypeError, match=r"keys of different lengths per head, .* \(\.shape\): run the model inside"
-    ):
-        _ = key.shape

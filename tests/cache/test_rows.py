@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from attlas.cache.rows import Clock, split_rows
+from attlas.cache.rows import Clock, checked_total, split_rows
 
 
 def valid(*rows: str) -> torch.Tensor:
@@ -73,3 +75,14 @@ def test_another_batch_size_is_an_error() -> None:
     clock = Clock([8, 5])
     with pytest.raises(ValueError, match=r"the cache has 2 rows \(totals\) but the keys have a batch of 3"):
         clock.step(0, 5, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("total", "given"),
+    [("5", r"'5'$"), (2.5, r"2\.5$"), (True, r"True$"), ([4, "5"], r"'5' in \[4, '5'\]$"), ("", r"''$")],
+)
+def test_a_total_that_is_no_number_of_tokens(total: Any, given: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"total must be a number of tokens \(prompt .* with one per row, got " + given
+    ):
+        checked_total(total)

@@ -22,6 +22,11 @@ from attlas.pattern import causal, dense, distance, elastic, per_head, per_kv_he
         (causal() & distance(2, 9), None, Span(0, None, False)),
         (causal() & distance(2, 9), 6, Span(0, 6, False)),
         (dense(), 6, Span(0, 6, False)),
+        # A token needs a slot to be stored even where it is never seen.
+        (causal() & sink(3), None, Span(3, 1, False)),
+        (causal() & window(0), None, Span(0, 1, False)),
+        (causal() & sink(3), 6, Span(3, 1, False)),
+        (causal() & window(elastic(-90, 0.5, minimum=0)), None, Span(0, 1, False)),
     ],
 )
 def test_span_of_a_pattern(pattern: object, own_window: int | None, expected: Span) -> None:

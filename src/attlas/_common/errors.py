@@ -1,8 +1,8 @@
-"""The one error that means "the user gave something that cannot work"."""
+"""The errors that mean "the user gave something that cannot work"."""
 
 from __future__ import annotations
 
-__all__ = ["UsageError"]
+__all__ = ["UnsupportedModel", "UsageError"]
 
 
 class UsageError(ValueError):
@@ -10,3 +10,7 @@ class UsageError(ValueError):
 
     The text names what was given, what was expected, and what to do.
     """
+
+
+class UnsupportedModel(UsageError):
+    """The model lacks something that Attlas needs; the text says what."""

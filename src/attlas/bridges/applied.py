@@ -17,7 +17,7 @@ from attlas.bridges.attention import installed
 from attlas.bridges.mask import TokenMask
 from attlas.bridges.models import UnsupportedModel, Wiring, wiring
 from attlas.cache import Entry, Part, RaggedCache
-from attlas.cache.rows import Job
+from attlas.cache.rows import Job, checked_total
 from attlas.pattern import Pattern, Plan, Tokens, causal, window
 from attlas.score import Dot
 
@@ -74,7 +74,8 @@ class Applied:
         backend: str,
         strict: bool,
     ) -> None:
-        self.model, self.wired, self.patterns, self.total = model, wired, tuple(patterns), total
+        self.model, self.wired, self.patterns = model, wired, tuple(patterns)
+        self.total = checked_total(total)
         self.backend, self.strict = backend, strict
         self.counted = Fallbacks()
         self.cache: RaggedCache | None = None
@@ -142,7 +143,7 @@ class Applied:
             )
         score = Dot(scaling)
         if isinstance(key, Entry):
-            parts = key.parts(mask.new_valid)
+            parts = key.parts(mask.new_valid, layer)
             if len(parts) == 1 and parts[0].exact and not dropout:
                 return self._decode(layer, query, parts[0], score, scaling)
             width = parts[0].value_width if parts else query.shape[-1]
@@ -196,7 +197,9 @@ class Applied:
             if job.whole and job.count == query.shape[2]:
                 return out
             outs.append((job, out))
-        together = query.new_zeros(*query.shape[:3], value_width)
+        batch, heads, count, _ = query.shape
+        # In memory as transformers wants it, (B, n, H, V), so that nothing is copied for it later.
+        together = query.new_zeros(batch, count, heads, value_width).transpose(1, 2)
         for job, out in outs:
             job.put(together, out)
         return together

@@ -101,7 +101,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query (B, H, n, D), keys with their own fewer heads -> (B, n, H,
-    V)."""
+    V), contiguous because some models view it without a copy."""
     found = _HANDLERS.get(id(module))
     if found is None:
         raise RuntimeError(
@@ -116,7 +116,7 @@ def _attention(
         attention_mask = _without_mask(module, query, key, attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = handler.attention(layer, query, key, value, attention_mask, scale, dropout)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _refusal(module: nn.Module, name: str) -> str:

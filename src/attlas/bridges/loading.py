@@ -41,7 +41,11 @@ def load_model(name: str | os.PathLike[str], dtype: torch.dtype | str | None = N
     refused), or is on no hub that can be reached.
     """
     wanted = _dtype(dtype)
-    text = os.fspath(name)
+    text = os.fspath(name) if isinstance(name, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UsageError(
+            f"name must be 'demo', a model folder, a .gguf file or a hub name (text or a path), got {name!r}"
+        )
     if text == "demo":
         return _from_gguf(_demo_file(), wanted)
     path = Path(text).expanduser()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attlas._common.errors import UsageError
+from attlas._common.errors import UnsupportedModel
 from attlas.pattern import ModelShape
 
 __all__ = ["UnsupportedModel", "Wiring", "describe", "wiring"]
@@ -29,10 +29,6 @@ NOT_PLAIN_LAYERS = {
     "minimax_m3_sparse": "its own sparse attention",
     "indexed_attention": "its own indexed sparse attention",
 }
-
-
-class UnsupportedModel(UsageError):
-    """The model lacks something that Attlas needs; the text says what."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +63,8 @@ def wiring(model: nn.Module) -> Wiring:
             f"{type(model).__name__} is not a Hugging Face model: it has no config with a model_type"
         )
     name = type(model).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{name} is an encoder-decoder model: cross-attention is not supported, "
-            "only decoders and encoders"
-        )
-    if getattr(config, "add_cross_attention", False):
-        raise UnsupportedModel(
-            f"{name} has cross-attention (config.add_cross_attention), which is not supported"
-        )
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    _check_config(name, config, text)
     layers = int(text.num_hidden_layers)
     windows = _windows(name, text, layers)
     modules = _attention_modules(model, text)
@@ -103,6 +91,37 @@ def wiring(model: nn.Module) -> Wiring:
     if not causal:  # transformers' bidirectional window is inclusive: |i - j| <= w
         windows = tuple(None if window is None else window + 1 for window in windows)
     return Wiring(shape, text, modules, windows, causal)
+
+
+def _check_config(name: str, config: Any, text: Any) -> None:
+    """Refuse what only the configuration tells: it would fail late or, where layers share keys, silently."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModel(
+            f"{name} is an encoder-decoder model: cross-attention is not supported, "
+            "only decoders and encoders"
+        )
+    if getattr(config, "add_cross_attention", False):
+        raise UnsupportedModel(
+            f"{name} has cross-attention (config.add_cross_attention), which is not supported"
+        )
+    crossing = list(getattr(text, "cross_attention_layers", None) or ())
+    if crossing:
+        raise UnsupportedModel(
+            f"{name}: layers {_listed(crossing)} are cross-attention (config.cross_attention_layers), which "
+            "is not supported"
+        )
+    shared = getattr(text, "num_kv_shared_layers", None) or 0
+    if shared or "reuse" in (getattr(text, "kv_sharing_modes", None) or ()):
+        raise UnsupportedModel(
+            f"{name}: {shared or 'some'} layers have no keys and values of their own but share those of "
+            "earlier layers (config.num_kv_shared_layers), which is not supported: one span per layer and "
+            "head is expected"
+        )
+    if hasattr(text, "lambda_std_dev"):
+        raise UnsupportedModel(
+            f"{name}: differential attention, the difference of two attentions per layer "
+            "(config.lambda_std_dev), is not supported; one attention per layer is expected"
+        )
 
 
 def _windows(name: str, config: Any, layers: int) -> tuple[int | None, ...]:

@@ -4,7 +4,6 @@ length."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,55 +11,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from attlas.attend.view import KVView
+from attlas.cache.entry import Entry, Part
 from attlas.cache.ring import Ring
-from attlas.cache.rows import Clock, Job, Step
+from attlas.cache.rows import Clock, Job, Step, checked_total
 from attlas.cache.spans import Span, kv_spans
 from attlas.pattern import Pattern, Plan
 
-__all__ = ["Entry", "Part", "RaggedCache", "RaggedLayer"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Keys and values for one attention call: which queries (`job`) and whether the pattern is still needed.
-
-    key is a tensor (value too) for a first chunk, else a KVView (value None). `exact`: every key of the view
-    is visible to the (single) query, so that no pattern and no mask are needed.
-    """
-
-    job: Job
-    key: Tensor | KVView
-    value: Tensor | None
-    exact: bool
-
-    @property
-    def value_width(self) -> int:
-        if isinstance(self.key, KVView):
-            return self.key.groups[0].value.shape[-1]
-        return self.key.shape[-1] if self.value is None else self.value.shape[-1]
-
-
-class Entry:
-    """What `update` returns: new keys and values on their way into a ragged layer.
-
-    The attention function, which alone knows the padding of the batch, stores them by `parts`.
-    """
-
-    __slots__ = ("key", "layer", "value")
-
-    def __init__(self, layer: RaggedLayer, key: Tensor, value: Tensor) -> None:
-        self.layer, self.key, self.value = layer, key, value
-
-    def parts(self, valid: Tensor | None) -> tuple[Part, ...]:
-        """Store the new tokens; valid (B, n) marks the real ones (None: all)."""
-        return self.layer.append(self.key, self.value, valid)
-
-    def __getattr__(self, name: str) -> Any:
-        raise TypeError(
-            f"a RaggedCache gives keys of different lengths per head, which this code reads as one tensor "
-            f"(.{name}): run the model inside attlas.applied(model, plan), whose attention function "
-            "understands the cache"
-        )
+__all__ = ["RaggedCache", "RaggedLayer"]
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -69,9 +26,9 @@ class RaggedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, rings: Sequence[Ring], clock: Clock) -> None:
+    def __init__(self, rings: Sequence[Ring], clock: Clock, index: int) -> None:
         super().__init__()
-        self.rings, self.clock, self.columns = tuple(rings), clock, 0
+        self.rings, self.clock, self.columns, self.index = tuple(rings), clock, 0, index
         self.exact = all(ring.span.exact for ring in self.rings)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -79,8 +36,9 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(entry, None): an `Entry` that passes unharmed from transformers to Attlas' attention function."""
-        return Entry(self, key_states, value_states), None
+        """One `Entry`, as key and as value, that passes unharmed from transformers to Attlas' attention."""
+        entry = Entry(self, key_states, value_states)
+        return entry, entry
 
     def append(self, key: Tensor, value: Tensor, valid: Tensor | None = None) -> tuple[Part, ...]:
         """Store new tokens, key and value (B, G, n, width), and hand out what their queries may see."""
@@ -176,7 +134,8 @@ class RaggedCache(Cache):
         windows = [None] * len(patterns) if windows is None else list(windows)
         if len(windows) != len(patterns):
             raise ValueError(f"windows must have one entry per layer ({len(patterns)}), got {len(windows)}")
-        self.clock = Clock(_checked_total(total))
+        total = checked_total(total)
+        self.clock = Clock(total)
         totals: tuple[int | None, ...] = (total,) if total is None or isinstance(total, int) else tuple(total)
         self.fallbacks: list[tuple[str, str]] = []
         layers: list[RaggedLayer] = []
@@ -186,7 +145,7 @@ class RaggedCache(Cache):
                 self.fallbacks.append(
                     (f"layer {index} keeps every token", f"its pattern is not sinks + window: {pattern}")
                 )
-            layers.append(RaggedLayer(rings, self.clock))
+            layers.append(RaggedLayer(rings, self.clock, index))
         super().__init__(layers=list(layers))
         self.ragged = tuple(layers)
 
@@ -278,11 +237,3 @@ def _largest(spans: Sequence[Span]) -> Span:
 
 def _all_rows(step: Step) -> Job:
     return Job(slice(None), slice(0, 1), max(step.starts), 1, None)
-
-
-def _checked_total(total: int | Sequence[int] | None) -> int | Sequence[int] | None:
-    totals = [] if total is None else [total] if isinstance(total, int) else list(total)
-    for one in totals:
-        if one < 1:
-            raise ValueError(f"total must be at least 1 token per row, got {one}")
-    return total

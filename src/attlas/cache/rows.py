@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Clock", "Job", "Step", "split_rows"]
+__all__ = ["Clock", "Job", "Step", "checked_total", "split_rows"]
 
 ALL = slice(None)
 
@@ -189,3 +189,19 @@ class Clock:
         self.columns -= columns
         self.starts = None if self.starts is None else [start - columns for start in self.starts]
         self.current = None
+
+
+def checked_total(total: Any) -> int | list[int] | None:
+    """The length N of a request, one whole number or one per row; ValueError says what came instead."""
+    if total is None:
+        return None
+    alone = isinstance(total, int) or not isinstance(total, Sequence) or isinstance(total, str)
+    for one in [total] if alone else total:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise ValueError(
+                f"total must be a number of tokens (prompt and new ones), or a list with one per row, "
+                f"got {one!r}" + ("" if alone else f" in {total!r}")
+            )
+        if one < 1:
+            raise ValueError(f"total must be at least 1 token per row, got {one}")
+    return total if alone else list(total)

@@ -33,7 +33,7 @@ def span_of(pattern: Pattern, total: int | None, window: int | None = None) -> S
     """Storage span of one causal pattern for requests of `total` tokens, inside the model's own `window`.
 
     With sink s, ring r and the model's window w a query i sees j <= i with i - j < w and (i - j < r or j <
-    s).
+    s). An empty ring still has one slot.
     """
     form = pattern.sink_window()
     if form is None:
@@ -41,6 +41,8 @@ def span_of(pattern: Pattern, total: int | None, window: int | None = None) -> S
     sink, ring = _value(form[0], total, "sink"), None if form[1] is None else _value(form[1], total, "window")
     if ring is None:
         sink = 0
+    if ring == 0:  # a token is stored before it is seen, so it needs a slot even where none sees itself
+        return Span(sink, 1, exact=False)
     if window is None:
         return Span(sink, ring, exact=True)
     if ring is None or ring >= window:
