@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, make_request
+from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, cost, make_request, merge, weights
 from attlas.pattern import Tokens, causal, elastic, per_head, window
 from attlas.score import Dot, EdgeBias
 
@@ -19,6 +19,16 @@ def qkv(
     shapes = ((2, heads, length, width), (2, kv_heads, length, width), (2, kv_heads, length, width))
     query, key, value = (torch.randn(*shape, generator=generator, **kind) for shape in shapes)
     return query, key, value
+
+
+class Senders(Softmax):
+    axis = "senders"
+    name = "senders"
+
+
+class Whole(Softmax):
+    causal_safe = False
+    name = "whole"
 
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -67,6 +77,55 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         r"extra\[0\] must be \(logit \(B, H, N, 1\), value \(B, H, N, V\)\).*got \(1, 4, 1, 7\)",
     ),
     "dropout": (lambda: attend(*qkv(), dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+    "gate with numbers a pair": (
+        lambda: attend(*qkv(), gate=torch.ones(1, 4, 50, 50, 2)),
+        r"gate must have 4 axes that broadcast to .* got \(1, 4, 50, 50, 2\)",
+    ),
+    "dropout of text": (
+        lambda: make_request(*qkv(), dropout="x"),  # type: ignore[arg-type]
+        "dropout must be a number from 0 to below 1, got 'x'",
+    ),
+    "seed of text": (
+        lambda: make_request(*qkv(), dropout=0.1, seed="x"),  # type: ignore[arg-type]
+        "seed must be an integer, or None to draw one, got 'x'",
+    ),
+    "extra as a tensor": (
+        lambda: make_request(*qkv(), extra=torch.ones(2, 2)),  # type: ignore[arg-type]
+        r"extra must be a list of \(logit .*, got Tensor; write extra=\[\(logit, value\)\]",
+    ),
+    "senders": (
+        lambda: attend(*qkv(), normaliser=Softmax() >> Senders()),
+        "normaliser senders declares axis='senders', causal_safe=True, but every backend.*axis='receivers'",
+    ),
+    "rows of others": (
+        lambda: attend(*qkv(), normaliser=Whole()),
+        "normaliser whole declares axis='receivers', causal_safe=False, but every backend",
+    ),
+    "merge": (
+        lambda: merge([qkv()[:2]]),  # type: ignore[list-item]
+        r"part 0 must be \(out, state\) as attend\(..., return_state=True\) gives it, got \(Tensor, Tensor\)",
+    ),
+    "merge of outs": (lambda: merge([qkv()[0]]), "part 0 must be .* got Tensor"),  # type: ignore[list-item]
+    "cost": (
+        lambda: cost(causal(), None),  # type: ignore[arg-type]
+        r"cost: shapes must be Shapes\(batch, heads, queries, width, ...\), got NoneType",
+    ),
+    "weights beyond": (
+        lambda: weights(*qkv()[:2], edges=(torch.tensor([50]), torch.tensor([0]))),
+        r"weights: edges\[0\] must hold query numbers 0..49, got 50..50",
+    ),
+    "weights below": (
+        lambda: weights(*qkv()[:2], edges=(torch.tensor([0]), torch.tensor([-1]))),
+        r"weights: edges\[1\] must hold key numbers 0..49, got -1..-1",
+    ),
+    "weights columns": (
+        lambda: weights(*qkv()[:2], columns=torch.tensor([0, 99])),
+        "weights: columns must hold key numbers 0..49, got 0..99",
+    ),
+    "weights kind": (
+        lambda: weights(*qkv()[:2], columns=torch.tensor([0.5])),
+        "weights: columns must be an integer tensor of key numbers, got torch.float32",
+    ),
     "state": (
         lambda: attend(*qkv(), normaliser=Sigmoid(), return_state=True),
         "return_state=True needs parts that merge",

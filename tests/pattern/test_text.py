@@ -101,3 +101,16 @@ def test_text_that_is_not_a_pattern(text: str, words: str) -> None:
 def test_json_that_is_not_a_pattern(value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Pattern.from_dict(value)
+
+
+def test_what_is_no_text_or_too_deep_is_told() -> None:
+    with pytest.raises(TypeError, match=r"parse needs a text such as 'causal & window\(256\)', got 3"):
+        parse(3)  # type: ignore[arg-type]
+    for deep in ("~" * 5000 + "causal", "(" * 5000 + "causal" + ")" * 5000):
+        with pytest.raises(ValueError, match="cannot read pattern '.*'") as caught:
+            parse(deep)
+        assert len(str(caught.value)) < 11000
+    with pytest.raises(
+        ValueError, match="5006 characters are nested too deeply; write it with fewer brackets"
+    ):
+        parse("~" * 5000 + "causal")

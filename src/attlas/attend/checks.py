@@ -140,9 +140,9 @@ def numbers(dropout: Any, seed: Any, extra: Any) -> None:
 def _receivers(stage: Normaliser) -> None:
     if stage.axis != "receivers" or not stage.causal_safe:
         raise ValueError(
-            f"attend: normaliser {stage.name} declares axis={stage.axis!r} and "
-            f"causal_safe={stage.causal_safe}, but every backend works on the rows of some queries at a time: a weight must follow from the "
-            "edges of its own query; normalise over axis='receivers' with causal_safe=True"
+            f"attend: normaliser {stage.name} declares axis={stage.axis!r}, causal_safe={stage.causal_safe}, "
+            "but every backend works on some queries at a time, so that a weight must follow from the edges "
+            "of its own query; normalise over axis='receivers' with causal_safe=True"
         )
 
 
@@ -172,8 +172,8 @@ def request(call: Any) -> None:
         _broadcasts("gate", call.gate, full)
         if call.gate.dim() > len(full):
             raise ValueError(
-                f"attend: gate must have 4 axes that broadcast to (batch, heads, queries, keys) = {full}, got "
-                f"{tuple(call.gate.shape)}"
+                f"attend: gate must have 4 axes that broadcast to (batch, heads, queries, keys) = {full}, "
+                f"got {tuple(call.gate.shape)}"
             )
     for number, pair in enumerate(call.extra):
         _extra(number, pair, call)

@@ -144,8 +144,8 @@ class _Table(Bound):
         if whole and self._largest * self._unit >= k_at.length:
             most = max(0, -(-k_at.length // self._unit) - 1)
             raise ValueError(
-                f"{self.label} idx must hold entries up to {most} for {k_at.length} keys, got {self._largest}; "
-                "mark an absent entry by -1 or valid=False"
+                f"{self.label} idx must hold entries up to {most} for {k_at.length} keys, got "
+                f"{self._largest}; mark an absent entry by -1 or valid=False"
             )
 
     @cached_property
