@@ -1,5 +1,7 @@
 """The text of every error that `attend` and its views raise."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, cost, make_request, merge, weights
+from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, make_request, weights
 from attlas.pattern import Tokens, causal, elastic, per_head, window
 from attlas.score import Dot, EdgeBias
 
@@ -81,18 +83,6 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: attend(*qkv(), gate=torch.ones(1, 4, 50, 50, 2)),
         r"gate must have 4 axes that broadcast to .* got \(1, 4, 50, 50, 2\)",
     ),
-    "dropout of text": (
-        lambda: make_request(*qkv(), dropout="x"),  # type: ignore[arg-type]
-        "dropout must be a number from 0 to below 1, got 'x'",
-    ),
-    "seed of text": (
-        lambda: make_request(*qkv(), dropout=0.1, seed="x"),  # type: ignore[arg-type]
-        "seed must be an integer, or None to draw one, got 'x'",
-    ),
-    "extra as a tensor": (
-        lambda: make_request(*qkv(), extra=torch.ones(2, 2)),  # type: ignore[arg-type]
-        r"extra must be a list of \(logit .*, got Tensor; write extra=\[\(logit, value\)\]",
-    ),
     "senders": (
         lambda: attend(*qkv(), normaliser=Softmax() >> Senders()),
         "normaliser senders declares axis='senders', causal_safe=True, but every backend.*axis='receivers'",
@@ -100,15 +90,6 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "rows of others": (
         lambda: attend(*qkv(), normaliser=Whole()),
         "normaliser whole declares axis='receivers', causal_safe=False, but every backend",
-    ),
-    "merge": (
-        lambda: merge([qkv()[:2]]),  # type: ignore[list-item]
-        r"part 0 must be \(out, state\) as attend\(..., return_state=True\) gives it, got \(Tensor, Tensor\)",
-    ),
-    "merge of outs": (lambda: merge([qkv()[0]]), "part 0 must be .* got Tensor"),  # type: ignore[list-item]
-    "cost": (
-        lambda: cost(causal(), None),  # type: ignore[arg-type]
-        r"cost: shapes must be Shapes\(batch, heads, queries, width, ...\), got NoneType",
     ),
     "weights beyond": (
         lambda: weights(*qkv()[:2], edges=(torch.tensor([50]), torch.tensor([0]))),
@@ -175,3 +156,35 @@ def test_view_errors() -> None:
         KVView(())
     view = KVView.of(key, value)
     assert view.nbytes == key.nbytes + value.nbytes and view.keys == 50 and view.kv_heads == 2
+
+
+UNCHECKED = {
+    "attend(q, q, q, dropout='x')": "dropout must be a number from 0 to below 1, got 'x'",
+    "attend(q, q, q, dropout=0.1, seed='x')": "seed must be an integer, or None to draw one, got 'x'",
+    "attend(q, q, q, extra=torch.ones(2, 2))": "extra must be a list of (logit (B, H, N, 1), value (B, H, N, V))",
+    "merge([(q, q)])": "part 0 must be (out, state) as attend(..., return_state=True) gives it, got (Tensor, Tensor)",
+    "merge([q])": "part 0 must be (out, state) as attend(..., return_state=True) gives it, got Tensor",
+    "cost(causal(), None)": "cost: shapes must be Shapes(batch, heads, queries, width, ...), got NoneType",
+    "parse(3)": "parse needs a text such as 'causal & window(256)', got 3",
+}
+
+
+def test_errors_of_kind_without_a_checker_of_annotations() -> None:
+    """As users run it: the tests' own checker would speak first."""
+    code = """
+import sys, torch
+from attlas.attend import attend, cost, merge
+from attlas.pattern import causal, parse
+q = torch.ones(1, 1, 4, 2)
+for call in sys.argv[1:]:
+    try:
+        eval(call)
+        print("no error")
+    except TypeError as error:
+        print(error)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, *UNCHECKED], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for text, wanted in zip(found, UNCHECKED.values(), strict=True):
+        assert wanted in text
