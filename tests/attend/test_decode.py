@@ -172,3 +172,17 @@ def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
         attend(query, *tensors, backend="decode")
     with pytest.raises(ValueError, match="it has no gradient"):
         attend(query, KVView.of(*tensors), backend="decode")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_interleaved_heads_without_keys(rows: int, dtype: torch.dtype) -> None:
+    """Two of three KV heads keep nothing that the pattern lets them see."""
+    nothing = causal() & window(3) & sink(2)
+    pattern = per_kv_head([nothing, causal(), nothing])
+    query = torch.randn(2, 6, rows, 16, dtype=dtype)
+    held, place = view(rows, 2, dtype=dtype), Tokens(rows, PAST)
+    out, state = attend(query, held, pattern=pattern, q_at=place, backend="decode", return_state=True)
+    assert state.lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (state.lse[:, [0, 1, 4, 5]] == -torch.inf).all() and not out[:, [0, 1, 4, 5]].any()
+    agree(query, held, pattern, place, 2e-2 if dtype == torch.bfloat16 else 1e-5)

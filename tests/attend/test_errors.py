@@ -1,5 +1,7 @@
 """The text of every error that `attend` and its views raise."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, make_request
+from attlas.attend import KVGroup, KVView, Sigmoid, Softmax, attend, make_request, weights
 from attlas.pattern import Tokens, causal, elastic, per_head, window
 from attlas.score import Dot, EdgeBias
 
@@ -19,6 +21,16 @@ def qkv(
     shapes = ((2, heads, length, width), (2, kv_heads, length, width), (2, kv_heads, length, width))
     query, key, value = (torch.randn(*shape, generator=generator, **kind) for shape in shapes)
     return query, key, value
+
+
+class Senders(Softmax):
+    axis = "senders"
+    name = "senders"
+
+
+class Whole(Softmax):
+    causal_safe = False
+    name = "whole"
 
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -67,6 +79,34 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         r"extra\[0\] must be \(logit \(B, H, N, 1\), value \(B, H, N, V\)\).*got \(1, 4, 1, 7\)",
     ),
     "dropout": (lambda: attend(*qkv(), dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+    "gate with numbers a pair": (
+        lambda: attend(*qkv(), gate=torch.ones(1, 4, 50, 50, 2)),
+        r"gate must have 4 axes that broadcast to .* got \(1, 4, 50, 50, 2\)",
+    ),
+    "senders": (
+        lambda: attend(*qkv(), normaliser=Softmax() >> Senders()),
+        "normaliser senders declares axis='senders', causal_safe=True, but every backend.*axis='receivers'",
+    ),
+    "rows of others": (
+        lambda: attend(*qkv(), normaliser=Whole()),
+        "normaliser whole declares axis='receivers', causal_safe=False, but every backend",
+    ),
+    "weights beyond": (
+        lambda: weights(*qkv()[:2], edges=(torch.tensor([50]), torch.tensor([0]))),
+        r"weights: edges\[0\] must hold query numbers 0..49, got 50..50",
+    ),
+    "weights below": (
+        lambda: weights(*qkv()[:2], edges=(torch.tensor([0]), torch.tensor([-1]))),
+        r"weights: edges\[1\] must hold key numbers 0..49, got -1..-1",
+    ),
+    "weights columns": (
+        lambda: weights(*qkv()[:2], columns=torch.tensor([0, 99])),
+        "weights: columns must hold key numbers 0..49, got 0..99",
+    ),
+    "weights kind": (
+        lambda: weights(*qkv()[:2], columns=torch.tensor([0.5])),
+        "weights: columns must be an integer tensor of key numbers, got torch.float32",
+    ),
     "state": (
         lambda: attend(*qkv(), normaliser=Sigmoid(), return_state=True),
         "return_state=True needs parts that merge",
@@ -116,3 +156,35 @@ def test_view_errors() -> None:
         KVView(())
     view = KVView.of(key, value)
     assert view.nbytes == key.nbytes + value.nbytes and view.keys == 50 and view.kv_heads == 2
+
+
+UNCHECKED = {
+    "attend(q, q, q, dropout='x')": "dropout must be a number from 0 to below 1, got 'x'",
+    "attend(q, q, q, dropout=0.1, seed='x')": "seed must be an integer, or None to draw one, got 'x'",
+    "attend(q, q, q, extra=torch.ones(2, 2))": "extra must be a list of (logit (B, H, N, 1), value",
+    "merge([(q, q)])": "must be (out, state) as attend(..., return_state=True) gives it, got (Tensor,",
+    "merge([q])": "part 0 must be (out, state) as attend(..., return_state=True) gives it, got Tensor",
+    "cost(causal(), None)": "cost: shapes must be Shapes(batch, heads, queries, width, ...), got NoneType",
+    "parse(3)": "parse needs a text such as 'causal & window(256)', got 3",
+}
+
+
+def test_errors_of_kind_without_a_checker_of_annotations() -> None:
+    """As users run it: the tests' own checker would speak first."""
+    code = """
+import sys, torch
+from attlas.attend import attend, cost, merge
+from attlas.pattern import causal, parse
+q = torch.ones(1, 1, 4, 2)
+for call in sys.argv[1:]:
+    try:
+        eval(call)
+        print("no error")
+    except TypeError as error:
+        print(error)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, *UNCHECKED], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for text, wanted in zip(found, UNCHECKED.values(), strict=True):
+        assert wanted in text

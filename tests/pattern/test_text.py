@@ -101,3 +101,14 @@ def test_text_that_is_not_a_pattern(text: str, words: str) -> None:
 def test_json_that_is_not_a_pattern(value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Pattern.from_dict(value)
+
+
+def test_a_text_that_is_nested_too_deeply_is_told() -> None:
+    for deep in ("~" * 5000 + "causal", "(" * 5000 + "causal" + ")" * 5000):
+        with pytest.raises(ValueError, match="cannot read pattern '.*'") as caught:
+            parse(deep)
+        assert len(str(caught.value)) < 11000
+    with pytest.raises(
+        ValueError, match="5006 characters are nested too deeply; write it with fewer brackets"
+    ):
+        parse("~" * 5000 + "causal")

@@ -16,6 +16,8 @@ class Aggregate:
     """
 
     linear = True
+    mergeable = False
+    """Whether the outs of a row's parts, each times its part's share of the weight, add up to the whole."""
 
     @property
     def name(self) -> str:
@@ -33,6 +35,8 @@ def _weighted_sum(weights: Tensor, value: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Sum(Aggregate):
     """out_i = Σ_j w_ij v_j. Cost: 2 V FLOPs a pair."""
+
+    mergeable = True
 
     def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return _weighted_sum(weights, value)

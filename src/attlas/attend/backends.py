@@ -202,7 +202,7 @@ def core_of(request: Request, module: Backend) -> Request:
     """What the backend itself is asked: without extra terms and sink, which `execute` merges in."""
     if (
         getattr(module, "NATIVE", False)
-        or not isinstance(request.normaliser, Softmax)
+        or type(request.normaliser) is not Softmax
         or request.gate is not None
     ):
         return request
@@ -228,7 +228,7 @@ def _finished(request: Request, out: torch.Tensor, state: State) -> Part:
         wide = value.expand(out.shape).to(out.dtype)
         parts.append((wide, State(logit.expand(*out.shape[:3], 1).squeeze(-1).to(state.lse.dtype))))
     out, state = merge_softmax(parts)
-    sink = request.normaliser.sink if isinstance(request.normaliser, Softmax) else None
+    sink = request.normaliser.sink if type(request.normaliser) is Softmax else None
     if sink is not None:
         logit = torch.as_tensor(sink, dtype=state.lse.dtype, device=state.lse.device).view(1, -1, 1)
         share = (state.lse - torch.logaddexp(state.lse, logit)).exp()

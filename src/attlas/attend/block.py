@@ -18,10 +18,11 @@ from attlas.attend.cost import Cost, pair_cost
 from attlas.attend.fused import beyond_softmax
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request
+from attlas.attend.scatter import laid_out, scattered
 from attlas.attend.state import Part, State
 from attlas.pattern import Pattern, Tokens, clear_layouts, dense
 
-__all__ = ["NAME", "block_size", "estimate", "forget_layouts", "programs_of", "run", "supports"]
+__all__ = ["NAME", "estimate", "forget_layouts", "inner_fallback", "programs_of", "run", "supports"]
 
 NAME = "block"
 
@@ -37,6 +38,15 @@ def supports(request: Request) -> str | None:
     if request.pattern is not None and request.pattern.batch is not None:
         return "its tiles are the same for every batch row, and the pattern has pairs of its own for each"
     return beyond_softmax(request)
+
+
+def inner_fallback(request: Request) -> str | None:
+    """Why the tiles of some head would be many small pieces or hold an N × M mask, or None."""
+    if request.k_at is None:
+        return None
+    different = dict.fromkeys(request.patterns)
+    reasons = (scattered(one, request.q_at, request.k_at) for one in different if one is not None)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def estimate(request: Request) -> Cost:
@@ -81,16 +91,6 @@ def programs_of(patterns: Sequence[Pattern | None], q_at: Tokens, k_at: Tokens) 
     )
 
 
-def block_size(keys_per_row: float) -> int:
-    """Rows of a tile: small tiles compute fewer hidden pairs, large ones run at a higher rate.
-
-    The kernel works on 32, 64 or 256 rows at a time for tiles of less than 192, less than 768, or more rows.
-    """
-    if keys_per_row <= 320:
-        return 64
-    return 192 if keys_per_row <= 1024 else 256
-
-
 def forget_layouts() -> None:
     """Forget all layouts and what was made of them: the next call pays for its own, as a new length does."""
     clear_layouts()
@@ -101,13 +101,11 @@ def forget_layouts() -> None:
 
 def _compiled(pattern: Pattern | None, q_at: Tokens, k_at: Tokens) -> Program:
     seen = dense() if pattern is None else pattern
-    layout = seen.layout(q_at, k_at)
-    block = block_size(layout.pairs / max(1, q_at.length))
+    found, block = laid_out(seen, q_at, k_at)
 
     def pair(q0: int, q1: int, k0: int, k1: int) -> Tensor:
         return seen.tile(q_at, k_at, q0, q1, k0, k1)
 
-    found = seen.layout(q_at, k_at, block=block)
     return compile_layout(found, q_at.length, k_at.length, pair, block=block, lasting=not seen.bound_parts)
 
 

@@ -14,12 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from attlas.attend.scatter import GAP
+
 __all__ = ["Call", "LayoutLike", "Pair", "Program", "compile_layout", "forget_masks"]
 
 Pair = Callable[[int, int, int, int], Tensor]
 """`pair(q0, q1, k0, k1)`: BoolTensor (q1 - q0, k1 - k0), the pattern evaluated on one tile."""
 
-_GAP = 64  # keys: computing a gap of this size costs less than one more call and merge
 _KEPT_MASK = 1 << 18  # pairs: to build a smaller mask anew costs as much as to use it
 _LONG_CAUSAL = 2048  # rows: from here the kernel's own causal blocks (256 x 512) waste little
 
@@ -198,7 +199,7 @@ def _runs(q0: int, q1: int, parts: Sequence[tuple[int, int, str, int]], pair: Pa
             raise ValueError(f"layout part kind must be 'full', 'causal' or 'partial', got {kind!r}")
     groups: list[list[tuple[int, int, Tensor | None]]] = []
     for entry in ranges:
-        if groups and entry[0] - groups[-1][-1][1] <= _GAP:
+        if groups and entry[0] - groups[-1][-1][1] <= GAP:
             groups[-1].append(entry)
         else:
             groups.append([entry])

@@ -10,7 +10,7 @@ from attlas.attend.view import KVView
 from attlas.pattern import Pattern, Tokens
 from attlas.score import Score
 
-__all__ = ["parts", "request", "tensors", "tokens"]
+__all__ = ["numbers", "parts", "request", "tensors", "tokens"]
 
 
 def tensors(query: Any, key: Any, value: Any) -> None:
@@ -120,6 +120,30 @@ def parts(pattern: Any, score: Any, normaliser: Any, aggregate: Any) -> None:
         if not isinstance(part, kind) and not (part is None and name == "pattern"):
             got = type(part).__name__
             raise TypeError(f"attend: {name} must be a {kind.__name__}, for example {example}, got {got}")
+    for stage in normaliser.stages():
+        _receivers(stage)
+
+
+def numbers(dropout: Any, seed: Any, extra: Any) -> None:
+    """Plain arguments are of their kinds."""
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise TypeError(f"attend: dropout must be a number from 0 to below 1, got {dropout!r}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"attend: seed must be an integer, or None to draw one, got {seed!r}")
+    if extra is not None and not isinstance(extra, list | tuple):
+        raise TypeError(
+            "attend: extra must be a list of (logit (B, H, N, 1), value (B, H, N, V)), got "
+            f"{type(extra).__name__}; write extra=[(logit, value)]"
+        )
+
+
+def _receivers(stage: Normaliser) -> None:
+    if stage.axis != "receivers" or not stage.causal_safe:
+        raise ValueError(
+            f"attend: normaliser {stage.name} declares axis={stage.axis!r}, causal_safe={stage.causal_safe}, "
+            "but every backend works on some queries at a time, so that a weight must follow from the edges "
+            "of its own query; normalise over axis='receivers' with causal_safe=True"
+        )
 
 
 def request(call: Any) -> None:
@@ -146,11 +170,16 @@ def request(call: Any) -> None:
             _broadcasts(f"{owner} {held.name}", tensor, full)
     if call.gate is not None:
         _broadcasts("gate", call.gate, full)
+        if call.gate.dim() > len(full):
+            raise ValueError(
+                f"attend: gate must have 4 axes that broadcast to (batch, heads, queries, keys) = {full}, "
+                f"got {tuple(call.gate.shape)}"
+            )
     for number, pair in enumerate(call.extra):
         _extra(number, pair, call)
     if not 0.0 <= call.dropout < 1.0:
         raise ValueError(f"attend: dropout must be at least 0 and below 1, got {call.dropout}")
-    if call.return_state and not (call.normaliser.mergeable and type(call.aggregate).__name__ == "Sum"):
+    if call.return_state and not (call.normaliser.mergeable and call.aggregate.mergeable):
         raise ValueError(
             f"attend: return_state=True needs parts that merge, but {call.normaliser.name} with aggregate "
             f"{call.aggregate.name} does not; attend to all keys in one call"

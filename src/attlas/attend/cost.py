@@ -114,6 +114,10 @@ def cost(
     With tiles=False `computed` = `pairs`: the bound of an executor without any waste. The time is O(rows).
     ValueError: an elastic pattern that is not bound.
     """
+    if not isinstance(shapes, Shapes):
+        raise TypeError(
+            f"cost: shapes must be Shapes(batch, heads, queries, width, ...), got {type(shapes).__name__}"
+        )
     q_at = q_at or Tokens(shapes.queries)
     k_at = k_at or Tokens(shapes.of("keys"))
     if pattern is None:

@@ -124,8 +124,11 @@ def _slots(heads: tuple[int, ...]) -> slice | list[int]:
 def _empty(query: Tensor, view: KVView) -> tuple[Tensor, Tensor]:
     batch, heads, rows, _ = query.shape
     out = query.new_empty(batch, rows, heads, view.groups[0].value.shape[-1])
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return out, query.new_empty(batch, heads, rows, dtype=wide)
+    return out, query.new_empty(batch, heads, rows, dtype=_statistic(query.dtype))
+
+
+def _statistic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _visible(valid: Tensor | None, batch: int) -> Tensor | None:
@@ -147,7 +150,7 @@ def _rows(
     value_width = value.shape[-1]
     if keys == 0:
         out = query.new_zeros(batch, heads, rows, value_width)
-        return out, query.new_full((batch, heads, rows), -float("inf"), dtype=torch.float32)
+        return out, query.new_full((batch, heads, rows), -float("inf"), dtype=_statistic(query.dtype))
     refused = decode_kernel.refusal(query, key, value, visible)
     if refused is None:
         return decode_kernel.attention(query, key, value, scale, visible)

@@ -47,13 +47,27 @@ def weights(
     request = request_for(query, key, pattern, score, normaliser, q_at, k_at)
     state = state if state is not None else state_of(request)
     if edges is None and columns is not None:
+        _within("columns", "key", columns, request.keys)
         count = columns.numel()
         rows = torch.arange(request.queries, device=query.device).repeat_interleave(count)
         found = _of_edges(request, state, rows, columns.repeat(request.queries))
         return found.unflatten(2, (request.queries, count))
-    if edges is None or edges[0].shape != edges[1].shape or edges[0].dim() != 1:
+    if edges is None or len(edges) != 2 or edges[0].shape != edges[1].shape or edges[0].dim() != 1:
         raise ValueError("weights: edges must be two index tensors (rows, keys) of the same length")
+    _within("edges[0]", "query", edges[0], request.queries)
+    _within("edges[1]", "key", edges[1], request.keys)
     return _of_edges(request, state, edges[0], edges[1])
+
+
+def _within(name: str, what: str, chosen: Any, count: int) -> None:
+    if not isinstance(chosen, Tensor) or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        got = chosen.dtype if isinstance(chosen, Tensor) else type(chosen).__name__
+        raise TypeError(f"weights: {name} must be an integer tensor of {what} numbers, got {got}")
+    if chosen.numel() and not (int(chosen.min()) >= 0 and int(chosen.max()) < count):
+        raise ValueError(
+            f"weights: {name} must hold {what} numbers 0..{count - 1}, got {int(chosen.min())}.."
+            f"{int(chosen.max())}"
+        )
 
 
 def apply_weights(
@@ -113,7 +127,7 @@ def state_of(request: Request) -> State:
 
 def divisor(request: Request, state: State, piece: Piece | None = None) -> Tensor:
     """The logarithm of the divisor, (B, H, N) or (B, G', g, N) for a piece; with the sink, if any."""
-    if not isinstance(request.normaliser, Softmax):
+    if type(request.normaliser) is not Softmax:
         raise ValueError(
             f"a state gives weights for softmax only, not {request.normaliser.name}; leave it out"
         )

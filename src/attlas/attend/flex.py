@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from attlas.attend.aggregate import Sum
 from attlas.attend.cost import Cost, cost
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request
@@ -36,9 +37,9 @@ def supports(request: Request) -> str | None:
         return "FlexAttention has no backward on the CPU"
     if request.return_state or request.return_edge:
         return "FlexAttention returns no state on the CPU"
-    if not request.plain_softmax or request.aggregate.name != "sum":
+    if not request.plain_softmax or type(request.aggregate) is not Sum:
         return "it computes softmax and sum only"
-    if not isinstance(request.score, Dot):
+    if not isinstance(request.score, Dot) or request.score.kernel != "dot":
         return f"the score {request.score.name} is no plain dot product"
     if request.gate is not None or request.extra or request.dropout:
         return "it has no gate, extra terms or counter-based dropout"

@@ -1,5 +1,7 @@
 """What all fused kernels refuse alike."""
 
+from attlas.attend.aggregate import Aggregate, Sum
+from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Request
 
 __all__ = ["beyond_softmax"]
@@ -11,9 +13,9 @@ def beyond_softmax(request: Request, dropout: str = "it has no dropout") -> str 
     dropout: the reason to give where dropout is asked for.
     """
     if not request.plain_softmax:
-        return f"its normaliser is softmax, not {request.normaliser.name}"
-    if request.aggregate.name != "sum":
-        return f"its aggregate is the sum, not {request.aggregate.name}"
+        return f"its normaliser is softmax, not {_named(request.normaliser, Softmax)}"
+    if type(request.aggregate) is not Sum:
+        return f"its aggregate is the sum, not {_named(request.aggregate, Sum)}"
     refused = (
         (request.gate is not None, "it has no gate"),
         (bool(request.extra), "it has no extra terms"),
@@ -21,3 +23,12 @@ def beyond_softmax(request: Request, dropout: str = "it has no dropout") -> str 
         (request.return_edge, "it returns no edge states"),
     )
     return next((reason for asked, reason in refused if asked), None)
+
+
+def _named(part: Normaliser | Aggregate, kind: type) -> str:
+    """Its name; the class too where it is a subclass, which may compute something else."""
+    return (
+        f"its subclass {type(part).__name__}"
+        if isinstance(part, kind) and type(part) is not kind
+        else part.name
+    )

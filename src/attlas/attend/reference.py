@@ -122,7 +122,7 @@ def dense_mask(piece: Piece, request: Request) -> Tensor:
         for space, axis in ((request.q_at, -1), (piece.k_at, -2)):
             if space.valid is not None:
                 mask = mask & space.valid.to(request.device).unsqueeze(axis)
-    return mask.view(-1, 1, *mask.shape[-2:])
+    return mask.unsqueeze(-3) if mask.dim() == 3 else mask[None, None]
 
 
 def _repeated(tensor: Tensor, piece: Piece) -> Tensor:
@@ -132,7 +132,8 @@ def _repeated(tensor: Tensor, piece: Piece) -> Tensor:
 
 def _at(space: Tokens, request: Request) -> Tensor:
     """Positions (B or 1, 1, tokens)."""
-    return space.positions(request.device).view(-1, 1, space.length)
+    places = space.positions(request.device)
+    return places.unsqueeze(-2) if places.dim() == 2 else places[None, None]
 
 
 def assemble(request: Request, pieces: tuple[Piece, ...], results: list[Result]) -> Result:

@@ -129,8 +129,8 @@ class Request:
 
     @property
     def plain_softmax(self) -> bool:
-        """Softmax without a sink, of which lse is the whole state."""
-        return isinstance(self.normaliser, Softmax) and self.normaliser.sink is None
+        """Softmax itself (a subclass may weigh otherwise) without a sink, of which lse is the whole state."""
+        return type(self.normaliser) is Softmax and self.normaliser.sink is None
 
     @cached_property
     def patterns(self) -> tuple[Pattern | None, ...]:
@@ -229,7 +229,8 @@ def present(tensor: Tensor, k_at: Tokens | None) -> Tensor:
     is NaN."""
     if k_at is None or k_at.valid is None:
         return tensor
-    return tensor.masked_fill(~k_at.valid.to(tensor.device).view(-1, 1, k_at.length, 1), 0.0)
+    absent = ~k_at.valid.to(tensor.device)
+    return tensor.masked_fill((absent if absent.dim() == 2 else absent[None])[:, None, :, None], 0.0)
 
 
 def _given(tensor: Tensor | None) -> Tensor:
@@ -269,6 +270,7 @@ def make_request(
     q_at, k_at = checks.tokens(query, key, q_at, k_at, pattern)
     score, normaliser, aggregate = score or Dot(), normaliser or Softmax(), aggregate or Sum()
     checks.parts(pattern, score, normaliser, aggregate)
+    checks.numbers(dropout, seed, extra)
     if pattern is not None:
         pattern = pattern.resolved(q_at, k_at or Tokens(0))
     if seed is None:

@@ -266,7 +266,7 @@ class RowWork:
         aggregate = self.request.aggregate
         if not extra_values:
             return aggregate.rows(plain, carried, seen)
-        if isinstance(aggregate, Sum):
+        if type(aggregate) is Sum:
             out = aggregate.rows(plain, carried, seen)
             for number, value in enumerate(extra_values):
                 out = out + rest[..., number : number + 1] * value

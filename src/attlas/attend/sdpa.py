@@ -175,9 +175,9 @@ def _allowed(request: Request) -> Tensor:
         for space, axis in ((request.q_at, -1), (request.k_at, -2)):
             if space.valid is not None:
                 whole = whole & space.valid.to(request.device).unsqueeze(axis)
-        return whole.view(-1, 1, request.queries, request.keys)
+        return whole.unsqueeze(-3) if whole.dim() == 3 else whole[None, None]
     mask = request.pattern.mask(request.q_at, request.k_at, request.device)
     if request.pattern.heads is None:
-        return mask.view(-1, 1, request.queries, request.keys)
-    mask = mask.view(-1, request.pattern.heads, request.queries, request.keys)
+        return mask.unsqueeze(-3) if mask.dim() == 3 else mask[None, None]
+    mask = mask if mask.dim() == 4 else mask[None]
     return mask if mask.shape[1] == request.heads else mask.repeat_interleave(request.group, 1)

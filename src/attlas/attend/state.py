@@ -48,6 +48,12 @@ def merge(parts: Sequence[Part]) -> Part:
     """
     if not parts:
         raise ValueError("merge: expected at least one (out, state), got none")
+    for number, part in enumerate(parts):
+        if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], State)):
+            raise TypeError(
+                f"merge: part {number} must be (out, state) as attend(..., return_state=True) gives it, got "
+                f"{_kinds(part)}"
+            )
     shape = parts[0][0].shape
     for number, (out, state) in enumerate(parts):
         if out.shape != shape or state.lse.shape != shape[:-1]:
@@ -61,6 +67,12 @@ def merge(parts: Sequence[Part]) -> Part:
     if len(kinds) > 1:
         raise ValueError(f"merge: parts come from different normalisers: {', '.join(sorted(kinds))}")
     return rules[0].merge(parts) if rules else merge_softmax(parts)
+
+
+def _kinds(part: object) -> str:
+    if isinstance(part, tuple | list):
+        return f"({', '.join(type(one).__name__ for one in part)})"
+    return type(part).__name__
 
 
 def merge_softmax(parts: Sequence[Part], sink: Tensor | None = None) -> Part:

@@ -11,7 +11,7 @@ __all__ = ["draw", "reach"]
 
 
 def draw(pattern: Pattern, n: int, pixels: int = 256, head: int = 0) -> np.ndarray:
-    """``Pattern.draw``. Cost: O(n * pixels * intervals) time, one row of cells at a time."""
+    """``Pattern.draw``. Cost: that of the ranges of all rows, one row of cells at a time."""
     if n < 1 or pixels < 1:
         raise ValueError(f"draw needs n >= 1 tokens and pixels >= 1, got {n} and {pixels}")
     space = Tokens(n)
@@ -21,11 +21,18 @@ def draw(pattern: Pattern, n: int, pixels: int = 256, head: int = 0) -> np.ndarr
     picture = np.zeros((cells, cells), np.uint8)
     for row in range(cells):
         seen = key_ranges(pattern, space, space, (int(ends[row]), int(ends[row + 1])), head)
-        lo, hi = seen.lo.reshape(-1, 1), seen.hi.reshape(-1, 1)
-        pairs = np.diff((np.clip(ends, lo, hi) - lo).sum(axis=0))
+        pairs = np.diff(_below(seen.lo, ends) - _below(seen.hi, ends))
         area = (ends[row + 1] - ends[row]) * np.diff(ends)
         picture[row] = np.where(pairs == area, 255, -(-pairs * 254 // area))
     return picture
+
+
+def _below(bounds: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """sum over bounds of max(end - bound, 0), for each end: the columns from a bound up to the end."""
+    ordered = np.sort(bounds, axis=None)
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(ordered)])
+    first = np.searchsorted(ordered, ends)
+    return ends * first - sums[first]
 
 
 def reach(

@@ -15,6 +15,9 @@ from attlas.pattern.size import Elastic, Mean, mean_of, size_from_dict, size_to_
 
 __all__ = ["from_dict", "parse", "to_dict", "to_text"]
 
+SHOWN = 80
+"""Characters of a text that an error repeats where the text is very long."""
+
 
 def to_dict(pattern: Pattern) -> dict[str, Any]:
     """``Pattern.to_dict``; ValueError for patterns that hold tensors or an opaque predicate."""
@@ -58,6 +61,19 @@ def to_text(pattern: Pattern) -> str:
 
 def parse(text: str) -> Pattern:
     """Inverse of ``str(pattern)``; ValueError shows what is not understood. Nothing is executed."""
+    if not isinstance(text, str):
+        raise TypeError(f"parse needs a text such as 'causal & window(256)', got {text!r}")
+    try:
+        return _parsed(text)
+    except (RecursionError, MemoryError) as error:
+        shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+        raise ValueError(
+            f"cannot read pattern {shown!r}: {len(text)} characters are nested too deeply; "
+            "write it with fewer brackets and signs"
+        ) from error
+
+
+def _parsed(text: str) -> Pattern:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:

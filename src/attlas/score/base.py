@@ -61,6 +61,16 @@ class Score:
     kernel: str | None = None
     """Name of a fused form that a backend may use instead of `pair`; None if there is none."""
 
+    def __init_subclass__(cls) -> None:
+        """A class with a `pair` of its own inherits no fused form of another pair."""
+        super().__init_subclass__()
+        if "pair" in vars(cls):
+            for name in ("kernel", "lower", "lowers"):
+                if name not in vars(cls):
+                    setattr(cls, name, vars(Score)[name])
+            if "name" not in vars(cls):
+                cls.name = cls.__name__.lower()
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Learned or given tensors, each broadcasting to (B, H, N, M, ...)."""
         return ()
