@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 venv: $(INSTALLED)  ## set up the environment in .venv
 
-demo: $(INSTALLED)  ## tune SmolLM2-135M for long contexts and write a report (estimated 25 minutes on 2 cores)
+demo: $(INSTALLED)  ## tune SmolLM2-135M for long contexts and write a report (24 minutes on 2 cores)
 	$(BIN)/attlas tune demo --out $(OUT)
 	@echo "The report: $(abspath $(OUT))/report.html"
 

@@ -89,10 +89,12 @@ def test_edge_features_leave_a_trace() -> None:
     with counting() as heard:
         attend(*tensors, pattern=causal(), score=Telling(), return_edge=True)
     (record,) = heard.records()
-    assert record["what"] == "attend ran on rows" and "sdpa: it returns no edge states" in str(record["why"])
+    assert record["what"] == "attend ran on rows" and "the generic row-block backend runs it" in str(
+        record["why"]
+    )
     options = {"pattern": causal(), "score": Telling(), "return_edge": True}
     assert "fallback    the generic row-block backend runs it" in explain(*tensors, **options)
-    with pytest.raises(ValueError, match="strict=True forbids a fallback.*it returns no edge states"):
+    with pytest.raises(ValueError, match="strict=True forbids a fallback.*telling is no dot product"):
         attend(*tensors, strict=True, **options)
 
 

@@ -153,7 +153,7 @@ def test_a_ragged_cache_outside_the_block_is_an_error(llama: Any, tokens: Callab
         llama(tokens(1, 20), past_key_values=cache)
     with (
         torch.no_grad(),
-        pytest.raises(TypeError, match=r"run the model inside attlas.applied\(model, plan\)"),
+        pytest.raises(UnsupportedModel, match=r"Outside attlas.applied\(model, plan\): run the model"),
     ):
         llama(tokens(1, 1), past_key_values=cache)
 

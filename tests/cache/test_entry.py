@@ -27,7 +27,7 @@ class Reader(torch.nn.Module):
         (lambda states: states.shape, r"\.shape"),
         (lambda states: states[:, :1], r"\[\.\.\.\]"),
         (lambda states: torch.chunk(states, 2, dim=1), "torch's chunk"),
-        (lambda states: torch.ones(1) @ states, "torch's __?r?matmul(__)?"),
+        (lambda states: torch.ones(1) @ states, "torch's matmul"),
     ],
     ids=["attribute", "index", "function", "operator"],
 )

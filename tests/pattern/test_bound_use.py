@@ -203,26 +203,3 @@ def test_programs_of_bound_patterns_are_not_kept() -> None:
         pattern = causal() & (NeighbourList(ints(-1, 150, 150, 5)) | window(20))
         attend(query, key, value, pattern=pattern, backend="block")
     assert [cache.cache_info().currsize for cache in caches] == sizes
-
-
-@pytest.mark.parametrize("wide", [5, 8])
-def test_entries_beyond_the_keys_are_refused(wide: int) -> None:
-    query, key, value = torch.randn(3, 1, 2, 8, 4)
-    far = torch.tensor([[0, 99]]).expand(8, 2)
-    for none in (torch.tensor([[0, -1]]).expand(8, 2), far.where(far < 8, -99)):
-        assert attend(query, key, value, pattern=NeighbourList(none)).equal(
-            value[:, :, :1].expand(1, 2, 8, 4)
-        )
-    hidden = NeighbourList(far, far < 8)
-    assert attend(query, key, value, pattern=hidden).equal(value[:, :, :1].expand(1, 2, 8, 4))
-    text = r"neighbours\(8x2\) idx must hold entries up to 7 for 8 keys, got 99; mark an absent entry by -1"
-    for pattern in (NeighbourList(far), causal() & NeighbourList(far)):
-        with pytest.raises(ValueError, match=text):
-            attend(query, key, value, pattern=pattern)
-    table = BlockTable(torch.tensor([[0], [1]]), None, 4)
-    assert table.mask(Tokens(8), Tokens(wide)).sum() == 4 * 4 + 4 * (wide - 4)
-    with pytest.raises(ValueError, match=r"block_table\(2x1, block=4\) idx must hold entries up to 1 for"):
-        BlockTable(torch.tensor([[0], [2]]), None, 4).mask(Tokens(8), Tokens(wide))
-    # Keys that are a part of an axis may be named by a table of the whole axis.
-    part = NeighbourList(torch.tensor([[0, 9]]).expand(8, 2)).mask(Tokens(8), Tokens(4, total=12))
-    assert part.sum(1).tolist() == [1] * 8

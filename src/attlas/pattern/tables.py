@@ -140,21 +140,6 @@ class _Table(Bound):
 
     def check_tokens(self, q_at: Tokens, k_at: Tokens) -> None:
         self.covers("queries", q_at, self._first, self._first + self.idx.shape[-2] * self._unit)
-        whole = k_at.plain and k_at.start == 0 and k_at.extent == k_at.length
-        if whole and self._largest * self._unit >= k_at.length:
-            most = max(0, -(-k_at.length // self._unit) - 1)
-            raise ValueError(
-                f"{self.label} idx must hold entries up to {most} for {k_at.length} keys, got "
-                f"{self._largest}; mark an absent entry by -1 or valid=False"
-            )
-
-    @cached_property
-    def _largest(self) -> int:
-        """The largest entry that is present; -1 without any."""
-        present = (
-            self.idx if self.valid is None else self.idx.masked_fill(~self.valid.to(self.idx.device), -1)
-        )
-        return max(-1, int(present.max())) if present.numel() else -1
 
     @cached_property
     def _relation(self) -> Relation:

