@@ -40,7 +40,8 @@ def _check(pattern: "Pattern", name: str, value: Any) -> None:
 
 def resolved(pattern: "Pattern", q_at: Tokens, k_at: Tokens) -> "Pattern":
     """``Pattern.resolved``."""
-    bound = pattern.bind(**named_lengths(q_at, k_at)) if pattern.free else pattern
+    lengths = named_lengths(q_at, k_at)
+    bound = pattern.bind(**{name: lengths[name] for name in pattern.axes & set(lengths)})
     if bound.free:
         call = ", ".join(f"{name}=..." for name in sorted(bound.free))
         hints = [f"{name} is {wanted}" for name, wanted in sorted(bound.slots.items())]

@@ -92,7 +92,8 @@ def layout(pattern: Pattern, q_at: Tokens, k_at: Tokens, *, block: int = 128, he
         return _cover(
             q_at.length, k_at.length, [Tile(a, b, whole) for a, b in _blocks(0, q_at.length, block)]
         )
-    spaces = q_at.start, q_at.length, k_at.start, k_at.length, max(q_at.extent, k_at.extent)
+    axes = q_at.axes if q_at.axes == k_at.axes else ()
+    spaces = q_at.start, q_at.length, k_at.start, k_at.length, max(q_at.extent, k_at.extent), axes
     found = (_found if one.bound_parts else _cached)(one, *spaces, block)
     if q_at.plain and k_at.plain:
         return found
@@ -105,9 +106,17 @@ def clear_layouts() -> None:
 
 
 def _found(
-    pattern: Pattern, q_start: int, rows: int, k_start: int, keys: int, extent: int, block: int
+    pattern: Pattern,
+    q_start: int,
+    rows: int,
+    k_start: int,
+    keys: int,
+    extent: int,
+    axes: tuple[tuple[str, int], ...],
+    block: int,
 ) -> Layout:
-    q_at, k_at = Tokens(rows, q_start, total=extent), Tokens(keys, k_start, total=extent)
+    q_at = Tokens(rows, q_start, total=extent, axes=axes)
+    k_at = Tokens(keys, k_start, total=extent, axes=axes)
     exact = not pattern.opaque_parts and pattern.batch is None
     seen = sets.union(_of_batch_rows(_bound(pattern, above=True), q_at, k_at))
     sure = seen if exact else sets.intersect(_of_batch_rows(_bound(pattern, above=False), q_at, k_at))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ __all__ = ["Tokens", "common_sizes", "named_lengths"]
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """``length`` tokens of one axis, called "N", at positions ``start + arange(length)`` or ``index``.
+    """``length`` tokens of the axis "N", at positions ``start + arange(length)`` or ``index``.
 
     Args:
         length: number of tokens.
@@ -24,6 +25,8 @@ class Tokens:
         total: size of the whole axis when these tokens are only a part of it (a decoded token, a chunk).
             Elastic sizes are evaluated at it; default: the position after the last token, and elastic sizes
             must be bound.
+        axes: named axes of which "N" is the row-major product, ``(("H", 14), ("W", 14))``; ``Tokens.grid``
+            makes such a space. Sizes may be relative to each of them, and ``coordinates`` gives the places.
 
     Cost: nothing is computed until asked for. Two contiguous spaces with the same fields are equal and hash
         alike; spaces with tensors are compared by identity.
@@ -34,6 +37,7 @@ class Tokens:
     index: Tensor | None = None
     valid: Tensor | None = None
     total: int | None = None
+    axes: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("length", "start"):
@@ -61,11 +65,42 @@ class Tokens:
             raise ValueError(
                 f"tokens total must be >= start + length = {self.start + self.length}, got {self.total}"
             )
+        self._check_axes()
+
+    def _check_axes(self) -> None:
+        names = [name for name, _ in self.axes]
+        if len(set(names)) < len(names) or "N" in names:
+            raise ValueError(
+                f"tokens axes must have different names, none of them 'N' (their product), got {names}"
+            )
+        if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for _, size in self.axes):
+            raise ValueError(f"tokens axes must have sizes >= 1, got {dict(self.axes)}")
+        if self.axes and prod(size for _, size in self.axes) != self.total:
+            raise ValueError(
+                f"tokens total must be the product of axes {dict(self.axes)}, got {self.total}; "
+                "Tokens.grid makes the whole space"
+            )
 
     @classmethod
     def at(cls, index: Tensor, *, valid: Tensor | None = None, total: int | None = None) -> "Tokens":
         """Tokens at explicit positions (n,) or (B, n)."""
         return cls(index.shape[-1], index=index, valid=valid, total=total)
+
+    @classmethod
+    def grid(cls, **axes: int) -> "Tokens":
+        """All tokens of a grid, row-major: ``Tokens.grid(F=8, H=14, W=14)``; the last axis is the fastest."""
+        size = prod(axes.values())
+        return cls(size, total=size, axes=tuple(axes.items()))
+
+    def coordinates(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Where each token stands on each named axis: int64, (n,) or (B, n) per axis."""
+        if not self.axes:
+            raise ValueError("tokens have no named axes: make them with Tokens.grid or axes=")
+        rest, found = self.positions(device), {}
+        for name, size in reversed(self.axes):
+            found[name] = rest % size
+            rest = rest // size
+        return dict(reversed(found.items()))
 
     @property
     def contiguous(self) -> bool:
@@ -108,6 +143,7 @@ class Tokens:
             self.length,
             self.start,
             self.total,
+            self.axes,
             *(None if t is None else id(t) for t in (self.index, self.valid)),
         )
 
@@ -120,7 +156,7 @@ class Tokens:
 
 def common_sizes(q_at: Tokens, k_at: Tokens) -> dict[str, int]:
     """The axis sizes that ``pair`` and ``intervals`` get: all positions are below ``sizes["N"]``."""
-    return {"N": max(q_at.extent, k_at.extent)}
+    return {"N": max(q_at.extent, k_at.extent), **_named_axes(q_at, k_at)}
 
 
 def named_lengths(q_at: Tokens, k_at: Tokens) -> dict[str, int]:
@@ -131,4 +167,16 @@ def named_lengths(q_at: Tokens, k_at: Tokens) -> dict[str, int]:
             f"queries and keys state different totals for axis N: {sorted(stated)}; "
             "bind the pattern with pattern.bind(N=...) instead"
         )
-    return {"N": stated.pop()} if stated else {}
+    return ({"N": stated.pop()} if stated else {}) | _named_axes(q_at, k_at)
+
+
+def _named_axes(q_at: Tokens, k_at: Tokens) -> dict[str, int]:
+    """Sizes of the named axes of both sides, which must agree: patterns know positions of one grid."""
+    sizes = dict(q_at.axes)
+    for name, size in k_at.axes:
+        if sizes.setdefault(name, size) != size:
+            raise ValueError(
+                f"queries and keys state different sizes for axis {name}: {sizes[name]} and {size}; "
+                "give both the axes of one grid"
+            )
+    return sizes
