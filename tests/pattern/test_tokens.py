@@ -43,7 +43,7 @@ def test_axes_are_checked() -> None:
         Tokens(6, total=6, axes=(("N", 6),))
     with pytest.raises(ValueError, match=r"axes must have sizes >= 1, got {'H': 0}"):
         Tokens.grid(H=0)
-    with pytest.raises(ValueError, match="different sizes for axis W: 6 and 10; give both the axes of one"):
+    with pytest.raises(ValueError, match="different sizes for axis H: 5 and 3; give both the axes of one"):
         causal().mask(Tokens.grid(H=5, W=6), Tokens.grid(H=3, W=10))
     with pytest.raises(ValueError, match="tokens have no named axes"):
         Tokens(3).coordinates()
