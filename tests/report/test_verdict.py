@@ -221,3 +221,17 @@ def test_beats_needs_every_length(results, read_run):
     by_name(results, "uniform")["quality"]["1024"]["exact"] = 1.0
     run = read_run(results)
     assert beats(run.method("plan"), run.method("uniform"), (1024, 2048)) is None
+
+
+def test_dense_attention_by_our_kernels_divides_a_gain_and_is_no_baseline(results, read_run):
+    dense, plan = by_name(results, "dense"), by_name(results, "plan")
+    own = {**dense, "name": "dense_attlas", "label": "dense, by Attlas", "quality": {}, "multi_key": {}}
+    length = max(plan["time"], key=int)
+    before = dense["time"][length]["decode_attention_ms"]
+    own["time"] = {length: {**dense["time"][length], "decode_attention_ms": before / 4}}
+    results["methods"].append(own)
+    run = read_run(results)
+    ratio = plan["time"][length]["decode_attention_ms"] / (before / 4)
+    told = finding(run, "A decoding step").text
+    assert f"(Attlas's kernels on the dense pattern 0.25 ×, so the plan itself {ratio:.2f} ×)" in told
+    assert not any("dense, by Attlas" in text for text in starts(run))

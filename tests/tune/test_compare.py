@@ -1,13 +1,16 @@
 """What a run tells beside quality: times by method and length, and every fallback, also of a resumed run."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from attlas._common.errors import UsageError
 from attlas.attend import record_fallback
+from attlas.bridges import describe
 from attlas.tasks import TextSource
 from attlas.tune import Calibration, choice, compare, study, tune
 from tasks.tiny import WORDS, tiny_model, tiny_tokenizer
@@ -75,3 +78,28 @@ def test_parts_made_by_other_code_are_not_continued(telling, tmp_path, monkeypat
     monkeypatch.setattr(study, "source_digest", lambda *rooms: "0123")
     with pytest.raises(UsageError, match=r"holds a run of other settings \(attlas .* there, .* 0123 here\)"):
         run(tmp_path)
+
+
+def test_changed_weights_are_another_run_although_the_plan_still_fits(telling, tmp_path):
+    run(tmp_path)
+    changed = deepcopy(MODEL)
+    with torch.no_grad():
+        changed.model.layers[0].self_attn.q_proj.weight.mul_(4)
+    assert describe(changed).fingerprint == describe(MODEL).fingerprint
+    with pytest.raises(UsageError, match=r"other settings \(weights \w+ there, \w+ here\)"):
+        tune(changed, TOKENIZER, SOURCE, out=tmp_path, **OPTIONS)
+
+
+def test_fresh_removes_what_would_pass_for_its_own_result(telling, tmp_path, monkeypatch):
+    run(tmp_path)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    monkeypatch.setattr(study, "build_calibration", stop)
+    with pytest.raises(Stopped):
+        tune(MODEL, TOKENIZER, SOURCE, out=tmp_path, fresh=True, **OPTIONS)
+    assert not (tmp_path / "plan.json").exists() and not (tmp_path / "results.json").exists()

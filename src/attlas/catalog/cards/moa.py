@@ -34,9 +34,12 @@ CARD = Card(
         "The search charges the deployed density too, the block at a window's edge by its share of pairs.",
         "Several questions share one calibration context, the sentence of a hidden fact is begun for the "
         "model, answers that miss the fact do not supervise, and items fill their length exactly.",
-        "Plain passages are calibrated and validated on as well; a plan that raises their loss too much is "
-        "passed over.",
+        "Plain passages are calibrated on as well, and a question about the text weighs a tenth of the "
+        "hidden facts. The validation reads two losses from each context, of the facts hidden in it and of its own "
+        "text; a plan that raises the text's too much is passed over.",
         "A long Pareto front is validated at evenly spread points only.",
+        "The minima of the payoff table are settled in the other objectives, one more programme each: rules "
+        "with equal spans at one length tie there.",
         "HiGHS (scipy) solves the integer programmes; the official code needs a Gurobi licence.",
         "Heads of equal span are grouped by an index instead of permuting the weights.",
         "The step of alpha is half the shortest profiled length; the official default is 1024 (for 2048).",
