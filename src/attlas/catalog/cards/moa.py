@@ -35,8 +35,8 @@ CARD = Card(
         "Several questions share one calibration context, the sentence of a hidden fact is begun for the "
         "model, answers that miss the fact do not supervise, and items fill their length exactly.",
         "Plain passages are calibrated on as well, and a question about the text weighs a tenth of the "
-        "hidden facts. The validation reads two losses from each context, of the facts hidden in it and of its own "
-        "text; a plan that raises the text's too much is passed over.",
+        "hidden facts. The validation reads two losses from each context, of the facts hidden in it and of "
+        "its own text; a plan that raises the text's too much is passed over.",
         "A long Pareto front is validated at evenly spread points only.",
         "The minima of the payoff table are settled in the other objectives, one more programme each: rules "
         "with equal spans at one length tie there.",
