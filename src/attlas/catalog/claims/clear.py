@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CLAIM", "judge", "measure"]
 
 SIDE, PATCH, TEXT, RADIUS, SQUARE = 24, 2, 16, 4, 7
-STEPS, DISTILLED, BATCH = 450, 100, 4
+STEPS, DISTILLED, BATCH = 350, 80, 4
 LONG_STEPS, LONG_DISTILLED = 2000, 1000
 RATE, DISTIL_RATE = 2e-3, 1e-3
 TESTED, POOL = 64, 512
@@ -208,5 +208,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=6.0,
+    minutes=5.0,
 )

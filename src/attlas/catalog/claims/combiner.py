@@ -17,8 +17,8 @@ __all__ = ["CLAIM", "judge", "measure"]
 NAMES = ("full", "combiner", "sparse", "local")
 WIDTH, HEADS, LAYERS = 64, 4, 2
 SYMBOLS, COPY_LENGTH, COPY_SEGMENT = 16, 64, 8
-TEXT_LENGTH, TEXT_SEGMENT, TEXT_BATCH, TEXT_STEPS = 128, 8, 8, 600
-COPY_BATCH, COPY_STEPS, LONG_COPY_BATCH, LONG_COPY_STEPS = 32, 500, 64, 750
+TEXT_LENGTH, TEXT_SEGMENT, TEXT_BATCH, TEXT_STEPS = 128, 8, 8, 350
+COPY_BATCH, COPY_STEPS, LONG_COPY_BATCH, LONG_COPY_STEPS = 32, 400, 64, 750
 LONG_TEXT_STEPS = 3000
 TESTED, WINDOWS = 256, 192
 # Shares of training after which the copy task's accuracy is told.
@@ -224,5 +224,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=9.0,
+    minutes=5.0,
 )

@@ -14,7 +14,7 @@ __all__ = ["CLAIM", "judge", "measure"]
 
 SIZES = (300, 1000)
 TESTED, SIDE, PATCH, WIDTH, HEADS, LAYERS, LOCAL = 359, 12, 2, 36, 9, 4, 3
-STEPS, BATCH, RATE, DECAY, SPREAD = 900, 64, 3e-3, 0.05, 0.1
+STEPS, BATCH, RATE, DECAY, SPREAD = 600, 64, 3e-3, 0.05, 0.1
 LONG_STEPS, LONG_BATCH = 1200, 100
 NETS = ("GPSA", "MHSA")
 AHEAD = 0.05
@@ -145,5 +145,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=7.0,
+    minutes=5.0,
 )

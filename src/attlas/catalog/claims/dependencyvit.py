@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["CLAIM", "judge", "measure"]
 
 TRAINED, TESTED, SIDE, PATCH, WIDTH, HEADS, LAYERS = 1437, 359, 12, 2, 48, 6, 4
-STEPS, BATCH, RATE, DECAY, SPREAD = 300, 64, 3e-3, 0.05, 0.1
+STEPS, BATCH, RATE, DECAY, SPREAD = 250, 64, 3e-3, 0.05, 0.1
 LONG_STEPS, LONG_BATCH = 600, 100
 AFTER, SHARE = 2, 0.5  # half of the tokens go after block 2
 RULES = ("message", "random", "norm")
@@ -232,5 +232,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=6.0,
+    minutes=5.0,
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["CLAIM", "judge", "measure"]
 
 PATCH, SIDE, LARGE, THUMBNAIL = 4, 16, 48, 4
-STEPS, BATCH, LONG_STEPS = 600, 8, 3000
+STEPS, BATCH, LONG_STEPS = 400, 8, 3000
 CROPS, LEVELS, DENOISING, CACHED = 4, (0.3, 0.5, 0.7, 0.9), 10, 5
 LEARNT, NEAR = 3.0, 0.2
 NAMES = ("full", "truncated", "inward", "override", "cached")
@@ -214,5 +214,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=8.0,
+    minutes=5.0,
 )
