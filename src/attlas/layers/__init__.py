@@ -1,10 +1,13 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
+from attlas.layers.aaren import Aaren
 from attlas.layers.attention import SelfAttention
+from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
+from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -25,9 +28,13 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "Aaren",
     "Block",
+    "CausalFlowAttention",
     "ClearMix",
     "DependencyBlock",
+    "FlowAttention",
+    "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "KernelMix",
@@ -45,6 +52,7 @@ __all__ = [
     "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
+    "TaylorAttention",
     "TwoStreamAttention",
     "block_partition",
     "extrapolated_scale",
@@ -55,4 +63,5 @@ __all__ = [
     "places",
     "register_mixer",
     "rotary",
+    "sliding_window",
 ]

@@ -45,13 +45,13 @@ def flow_terms(
     query_valid: Bool[Tensor, "B N"] | None = None,
     valid: Bool[Tensor, "B M"] | None = None,
 ) -> Flow:
-    """Inflow I and outflow O, both conserved, then competition of keys and allocation of queries (not causal).
+    """Inflow I and outflow O, both conserved, then competition c of keys and allocation a of queries.
 
         I_i = phi(q_i) . sum_j phi(k_j)                 O_j = phi(k_j) . sum_i phi(q_i)
         J_i = phi(q_i) . sum_j phi(k_j) / O_j           P_j = phi(k_j) . sum_i phi(q_i) / I_i
         competition c_j = M softmax_j(clamp(P))         allocation a_i = sigmoid(J_i N / M)
 
-    eps is added to phi and to the finished sum of all four. N and M count what is valid alone.
+    Not causal. eps is added to phi and to the finished sum of all four. N and M count what is valid alone.
     """
     q, k = _features(query, feature, query_valid), _features(key, feature, valid)
     inflow = _flow(q, k.sum(2), eps)
@@ -125,9 +125,7 @@ def causal_flow(
 
     def run(name: str, receiver: Tensor, sender: Tensor, carried: Tensor) -> Tensor:
         before = None if state is None else state.nested(name)
-        out, parts[name] = scan(
-            receiver, sender, carried, valid=valid, state=before, return_state=True
-        )
+        out, parts[name] = scan(receiver, sender, carried, valid=valid, state=before, return_state=True)
         return out
 
     def running(name: str, receiver: Tensor, sender: Tensor, weight: Tensor) -> Tensor:
@@ -194,7 +192,9 @@ class FlowAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{type(self).__name__}: width must be a multiple of heads, got {width} and {heads}")
+            raise ValueError(
+                f"{type(self).__name__}: width must be a multiple of heads, got {width} and {heads}"
+            )
         if clamp is not None and not clamp > 0:
             raise ValueError(f"{type(self).__name__}: clamp must be above 0, or None, got {clamp}")
         self.heads, self.clamp, self.feature, self.eps = heads, clamp, feature, eps
@@ -212,7 +212,14 @@ class FlowAttention(nn.Module):
         own = valid if context is None else None
         query, key, value = self._split(x, x if context is None else context)
         mixed = flow(
-            query, key, value, clamp=self.clamp, feature=self.feature, eps=self.eps, query_valid=own, valid=valid
+            query,
+            key,
+            value,
+            clamp=self.clamp,
+            feature=self.feature,
+            eps=self.eps,
+            query_valid=own,
+            valid=valid,
         )
         return self._joined(mixed)
 
@@ -270,6 +277,6 @@ register_mixer(
         padding=True,
         differentiable="almost",
         permutes=True,
-        why_not="the outflow of a key sums over all queries, so that a query of a causal decoder would see later ones",
+        why_not="a key's outflow sums over all queries, so that a decoder's query would see later ones",
     )
 )
