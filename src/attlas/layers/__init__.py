@@ -5,6 +5,7 @@ from attlas.layers.attention import SelfAttention
 from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.combiner import Combiner
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
@@ -32,6 +33,7 @@ __all__ = [
     "Block",
     "CausalFlowAttention",
     "ClearMix",
+    "Combiner",
     "DependencyBlock",
     "FlowAttention",
     "GatedConv",
