@@ -210,7 +210,7 @@ class FlowAttention(nn.Module):
     ) -> Float[Tensor, "B N C"]:
         """`valid`: the real tokens of the context, or of x itself without one."""
         own = valid if context is None else None
-        query, key, value = self._split(x, x if context is None else context)
+        query, key, value = self.split(x, x if context is None else context)
         mixed = flow(
             query,
             key,
@@ -221,16 +221,18 @@ class FlowAttention(nn.Module):
             query_valid=own,
             valid=valid,
         )
-        return self._joined(mixed)
+        return self.joined(mixed)
 
-    def _split(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the source, (B, H, n, D)."""
         query, key, value = (
             make(given).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for make, given in ((self.query, x), (self.key, source), (self.value, source))
         )
         return query, key, value
 
-    def _joined(self, mixed: Tensor) -> Tensor:
+    def joined(self, mixed: Tensor) -> Tensor:
+        """The heads' outputs, projected and dropped out."""
         out: Tensor = self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return out
 
@@ -258,9 +260,9 @@ class CausalFlowAttention(FlowAttention):
     ) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row, and the state behind them; None: the first ones."""
         mixed, after = causal_flow(
-            *self._split(x, x), clamp=self.clamp, feature=self.feature, eps=self.eps, valid=valid, state=state
+            *self.split(x, x), clamp=self.clamp, feature=self.feature, eps=self.eps, valid=valid, state=state
         )
-        return self._joined(mixed), after
+        return self.joined(mixed), after
 
 
 def _make(setting: Setting) -> nn.Module:
