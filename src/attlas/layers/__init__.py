@@ -24,12 +24,15 @@ from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
     "Aaren",
+    "BaseConv",
     "Block",
     "CausalFlowAttention",
     "ClearMix",
@@ -39,6 +42,7 @@ __all__ = [
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
+    "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
     "MBConv",
@@ -53,6 +57,7 @@ __all__ = [
     "Setting",
     "ShortConv",
     "SoftmaxMix",
+    "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",
     "TwoStreamAttention",
