@@ -1,8 +1,11 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
+from attlas.layers.agent import AgentAttention
+from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.cmr import Reweaving
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
@@ -27,6 +30,8 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "AgentAttention",
+    "AgentSD",
     "BaseConv",
     "Block",
     "ClearMix",
@@ -44,6 +49,7 @@ __all__ = [
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "Reweaving",
     "SelfAttention",
     "Setting",
     "ShortConv",
