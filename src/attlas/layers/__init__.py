@@ -1,10 +1,13 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
 from attlas.layers.aaren import Aaren
+from attlas.layers.agent import AgentAttention
+from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
 from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.cmr import Reweaving
 from attlas.layers.combiner import Combiner
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
@@ -32,6 +35,8 @@ __all__ = [
     "GPSA",
     "MIXERS",
     "Aaren",
+    "AgentAttention",
+    "AgentSD",
     "BaseConv",
     "Block",
     "CausalFlowAttention",
@@ -53,6 +58,7 @@ __all__ = [
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "Reweaving",
     "SelfAttention",
     "Setting",
     "ShortConv",

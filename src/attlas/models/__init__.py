@@ -2,12 +2,14 @@
 
 from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
+from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.pixel_net import PixelNet
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_vision import SmallVision
@@ -29,7 +31,9 @@ __all__ = [
     "LayoutShape",
     "MaxViT",
     "MaxViTConfig",
+    "PixelNet",
     "RecallNet",
+    "ReweavingNet",
     "SmallLM",
     "SmallVision",
     "VideoDenoiser",
