@@ -1,6 +1,14 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
 from attlas.layers.attention import SelfAttention
+from attlas.layers.autoformer import (
+    AutoCorrelation,
+    AutoformerDecoderLayer,
+    AutoformerEncoderLayer,
+    Decomposition,
+    SeasonalNorm,
+    auto_correlation,
+)
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.convit import GPSA
@@ -21,8 +29,12 @@ from attlas.layers.rotary import rotary
 
 __all__ = [
     "GPSA",
+    "AutoCorrelation",
+    "AutoformerDecoderLayer",
+    "AutoformerEncoderLayer",
     "Block",
     "ClearMix",
+    "Decomposition",
     "DependencyBlock",
     "GraphLayoutAttention",
     "HaloAttention",
@@ -35,10 +47,12 @@ __all__ = [
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "SeasonalNorm",
     "SelfAttention",
     "SoftmaxMix",
     "StreamAttention",
     "TwoStreamAttention",
+    "auto_correlation",
     "block_partition",
     "extrapolated_scale",
     "grid_partition",

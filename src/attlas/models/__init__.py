@@ -1,5 +1,6 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.clear import JointDenoiser
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
@@ -14,6 +15,7 @@ from attlas.models.window_net import WindowNet
 __all__ = [
     "HALONETS",
     "MAXVITS",
+    "Autoformer",
     "ConViT",
     "DependencyViT",
     "GraphLayoutLM",
@@ -24,6 +26,7 @@ __all__ = [
     "LayoutShape",
     "MaxViT",
     "MaxViTConfig",
+    "SeriesEmbedding",
     "SmallLM",
     "SmallVision",
     "VideoDenoiser",

@@ -5,15 +5,18 @@ from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
+from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_series
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
     "INSTRUCTIONS",
+    "SERIES",
     "SOURCES",
     "WORDINGS",
     "ByteText",
+    "Forecasts",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -21,12 +24,15 @@ __all__ = [
     "Passages",
     "Question",
     "QuestionScore",
+    "Series",
     "TextSource",
     "Wording",
     "build_items",
     "byte_text",
     "digits_on_canvas",
     "encode",
+    "forecasts",
+    "load_series",
     "load_source",
     "photo_crops",
     "photos",
