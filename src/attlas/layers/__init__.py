@@ -24,11 +24,15 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
+from attlas.layers.short_conv import ShortConv
 
 __all__ = [
+    "FORMS",
     "GPSA",
+    "MIXERS",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
@@ -42,6 +46,7 @@ __all__ = [
     "LayoutGraph",
     "MBConv",
     "MaxViTBlock",
+    "MixerEntry",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
@@ -49,6 +54,8 @@ __all__ = [
     "ReversedAttention",
     "SeasonalNorm",
     "SelfAttention",
+    "Setting",
+    "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
     "TwoStreamAttention",
@@ -58,6 +65,8 @@ __all__ = [
     "grid_partition",
     "halo_attention",
     "layout_graph",
+    "mixer_entry",
     "places",
+    "register_mixer",
     "rotary",
 ]
