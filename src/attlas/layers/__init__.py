@@ -1,5 +1,6 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
+from attlas.layers.abc_attention import ABCAttention
 from attlas.layers.attention import SelfAttention
 from attlas.layers.autoformer import (
     AutoCorrelation,
@@ -11,7 +12,9 @@ from attlas.layers.autoformer import (
 )
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
+from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
@@ -25,6 +28,7 @@ from attlas.layers.maxvit import (
     grid_partition,
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.performer import PerformerAttention
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
@@ -33,13 +37,16 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "ABCAttention",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "Block",
     "ClearMix",
+    "CosformerAttention",
     "Decomposition",
     "DependencyBlock",
+    "Finding",
     "GraphLayoutAttention",
     "HaloAttention",
     "KernelMix",
@@ -49,6 +56,7 @@ __all__ = [
     "MixerEntry",
     "Partition",
     "PartitionAttention",
+    "PerformerAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
@@ -61,6 +69,7 @@ __all__ = [
     "TwoStreamAttention",
     "auto_correlation",
     "block_partition",
+    "check_mixer",
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",

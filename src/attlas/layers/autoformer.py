@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.layers.mixers import MixerEntry, Setting, register_mixer
+
 __all__ = [
     "AutoCorrelation",
     "AutoformerDecoderLayer",
@@ -257,3 +259,18 @@ class AutoformerDecoderLayer(nn.Module):
         x, second = self.decompose(x + self.dropout(self.cross(x, context)))
         x, third = self.decompose(x + self.feed(x))
         return x, self.trend((first + second + third).transpose(1, 2)).transpose(1, 2)
+
+
+def _make(setting: Setting) -> nn.Module:
+    return AutoCorrelation(setting.width, setting.heads)
+
+
+register_mixer(
+    MixerEntry(
+        "autocorrelation",
+        _make,
+        frozenset({"NS", "NC"}),
+        differentiable="almost",
+        why_not="every step reads steps before and after it: the correlation wraps around the whole series",
+    )
+)

@@ -4,11 +4,13 @@ from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.clear import JointDenoiser
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
+from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.small_lm import SmallLM
+from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
 from attlas.models.window_net import WindowNet
 
@@ -17,17 +19,26 @@ __all__ = [
     "MAXVITS",
     "Autoformer",
     "ConViT",
+    "CrossBlock",
     "DependencyViT",
+    "EncoderDecoder",
     "GraphLayoutLM",
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LastToken",
     "LayoutEncoder",
     "LayoutShape",
+    "LearnedPositions",
     "MaxViT",
     "MaxViTConfig",
+    "MeanToken",
+    "NoMixing",
+    "Placed",
     "SeriesEmbedding",
+    "SeriesTransformer",
     "SmallLM",
+    "SmallNet",
     "SmallVision",
     "VideoDenoiser",
     "WindowNet",
