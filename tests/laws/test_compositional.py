@@ -21,9 +21,10 @@ LEADERBOARD = {
 def test_published_masked_language_modelling():
     table = {name: {"MLM": {"PPL": value}} for name, value in MASKED.items()}
     found = compositional_index(table, {"PPL": "lower"}, exclude=("flash",))
-    assert {name: round(index.average, 3) for name, index in found.items()} == LEADERBOARD
+    # Perplexities are published to 0.01: softmax attention's index comes out 0.0006 above the table's.
+    assert {name: index.average for name, index in found.items()} == pytest.approx(LEADERBOARD, abs=1e-3)
     # With it in the mean the table comes out otherwise: the exclusion is needed.
-    assert round(compositional_index(table, {"PPL": "lower"})["vanilla"].average, 3) != 0.527
+    assert compositional_index(table, {"PPL": "lower"})["vanilla"].average < 0.52
 
 
 def test_metrics_are_averaged_within_a_task_before_tasks_are():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attlas.tasks import Forecasts
 
-__all__ = ["ATTENTIONS", "BARE", "SUPPORT", "TASKS", "Task", "mixer", "trained"]
+__all__ = ["ATTENTIONS", "FORM", "METRICS", "SUPPORT", "TASKS", "Task", "mixer", "trained"]
 
 ATTENTIONS = ("vanilla", "local", "abc", "performer")
 SUPPORT = {
@@ -22,6 +22,18 @@ SUPPORT = {
     "CC": ("vanilla", "abc", "performer"),
 }
 """Which of the four have a form, by CAB's table (arXiv 2210.07661)."""
+Direction: TypeAlias = Literal["higher", "lower"]
+FORM = {
+    "digits": "NS", "masked bytes": "NS", "next byte": "CS", "sets": "NC", "forecast": "NC",
+    "reversed digits": "CC", "spelled digits": "CC",
+}  # fmt: skip
+"""The tasks, and the pattern whose attention is exchanged in each."""
+METRICS: Mapping[str, Mapping[str, Direction]] = {task: {"bits": "lower"} for task in FORM} | {
+    "digits": {"accuracy": "higher"},
+    "sets": {"MSE": "lower"},
+    "forecast": {"MSE": "lower", "MAE": "lower"},
+}
+"""What is measured in each, and which way is better; bits are per symbol."""
 WIDTH, HEADS, LAYERS = 48, 4, 2
 TEXT, KNOWN, ASKED, REVERSED, SPELLED = 64, 32, 16, 12, 4
 GIVEN, AHEAD = 104, 26  # weeks
@@ -31,14 +43,11 @@ TEST_SEED = 987_654  # of test examples that are drawn, the same for all nets
 
 @dataclass(frozen=True)
 class Task:
-    """A net, its batches and its metrics.
+    """make(mixer) -> net, from what makes the attention under test; batches(seed): endless; loss(net, batch);
 
-    form: the pattern whose attention is exchanged. make(mixer) -> net, from what makes that attention.
-    batches(seed): endless; loss(net, batch); test(): batches for score(net, batch) -> metric -> mean value.
+    test(): the examples for score(net, examples) -> value of each metric.
     """
 
-    form: str
-    metrics: Mapping[str, Literal["higher", "lower"]]
     make: Callable[[Callable[[], nn.Module]], nn.Module]
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
@@ -67,15 +76,21 @@ def mixer(attention: str, form: str) -> nn.Module:
 
 
 def trained(
-    task: Task, attention: str, seed: int, steps: int, step: Callable[[str], None]
+    name: str, attention: str, seed: int, steps: int, step: Callable[[str], None]
 ) -> dict[str, float]:
-    """Train the task's net with this attention, and its metrics on the test examples."""
+    """Train a task's net with one attention; its metrics on the test examples.
+
+    "none" takes the noncausal self-attention away: the one under test in NS, the net's own in NC.
+    """
     import torch
 
     from attlas.train import Recipe, fit
 
+    across = attention == "none" and FORM[name] == "NC"
+    task = TASKS[name]("none" if across else "vanilla")
+    kind = "vanilla" if across else attention
     torch.manual_seed(seed)
-    net = task.make(lambda: mixer(attention, task.form))
+    net = task.make(lambda: mixer(kind, FORM[name]))
     fit(net, task.batches(seed), task.loss, Recipe(steps, learning_rate=2e-3), step=step)
     with torch.no_grad():
         return task.score(net, task.test())
@@ -123,10 +138,7 @@ def _digits() -> Task:
     def score(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         return {"accuracy": (net(batch[0]).argmax(1) == batch[1]).float().mean().item()}
 
-    return Task(
-        "NS", {"accuracy": "higher"}, make, batches, label_loss,
-        lambda: (pixels(test.images), test.labels), score,
-    )  # fmt: skip
+    return Task(make, batches, label_loss, lambda: (pixels(test.images), test.labels), score)
 
 
 def _bytes(form: str) -> Task:
@@ -156,9 +168,7 @@ def _bytes(form: str) -> Task:
     def test() -> Any:
         return windows if form == "CS" else next(masked_bytes(iter([windows[:, 1:]]), TEST_SEED))
 
-    return Task(
-        form, {"bits": "lower"}, make, batches, loss, test, lambda net, batch: _bits(loss(net, batch))
-    )
+    return Task(make, batches, loss, test, lambda net, batch: _bits(loss(net, batch)))
 
 
 def _across(
@@ -175,7 +185,7 @@ def _across(
     )  # fmt: skip
 
 
-def _sets(own: str = "vanilla") -> Task:
+def _sets(own: str) -> Task:
     """Values of a function at some places, from a set of its points; own: attention among the points."""
     from torch import nn
     from torch.nn import functional
@@ -190,13 +200,13 @@ def _sets(own: str = "vanilla") -> Task:
         return functional.mse_loss(net(batch[0], batch[1]), batch[2])
 
     return Task(
-        "NC", {"MSE": "lower"}, make, lambda seed: curves(32, KNOWN, ASKED, seed), loss,
+        make, lambda seed: curves(32, KNOWN, ASKED, seed), loss,
         lambda: next(curves(TESTED, KNOWN, ASKED, TEST_SEED)),
         lambda net, batch: {"MSE": loss(net, batch).item()},
     )  # fmt: skip
 
 
-def _forecast(own: str = "vanilla") -> Task:
+def _forecast(own: str) -> Task:
     """The next half year of atmospheric CO2 from two years of weeks; own: attention among the weeks."""
     from torch.nn import functional
 
@@ -225,8 +235,8 @@ def _forecast(own: str = "vanilla") -> Task:
         return {"MSE": gap.square().mean().item(), "MAE": gap.abs().mean().item()}
 
     return Task(
-        "NC", {"MSE": "lower", "MAE": "lower"}, make, lambda seed: map(relative, data.batches(16, seed)),
-        loss, lambda: relative(data.windows(data.test)), score,
+        make, lambda seed: map(relative, data.batches(16, seed)), loss,
+        lambda: relative(data.windows(data.test)), score,
     )  # fmt: skip
 
 
@@ -255,23 +265,18 @@ def _transduction(kind: Literal["reversed", "spelled"]) -> Task:
         return _entropy(net(source, before), target)
 
     return Task(
-        "CC", {"bits": "lower"}, make, lambda seed: make_batches(32, given, seed), loss,
+        make, lambda seed: make_batches(32, given, seed), loss,
         lambda: next(make_batches(TESTED, given, TEST_SEED)), lambda net, batch: _bits(loss(net, batch)),
     )  # fmt: skip
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "digits": _digits,
-    "masked bytes": lambda: _bytes("NS"),
-    "next byte": lambda: _bytes("CS"),
+TASKS: dict[str, Callable[[str], Task]] = {
+    "digits": lambda own: _digits(),
+    "masked bytes": lambda own: _bytes("NS"),
+    "next byte": lambda own: _bytes("CS"),
     "sets": _sets,
     "forecast": _forecast,
-    "reversed digits": lambda: _transduction("reversed"),
-    "spelled digits": lambda: _transduction("spelled"),
+    "reversed digits": lambda own: _transduction("reversed"),
+    "spelled digits": lambda own: _transduction("spelled"),
 }
-"""The tasks by name; two of every pattern but CS, which has one."""
-BARE: dict[str, Callable[[], Task]] = {
-    "sets": lambda: _sets("none"),
-    "forecast": lambda: _forecast("none"),
-}
-"""Tasks across sequences whose nets have no noncausal self-attention."""
+"""The tasks by name, made with the net's own noncausal self-attention where another one is under test."""

@@ -28,7 +28,7 @@ def cosine_features(
     The product of two is relu(q).relu(k) cos(pi/2 (i - j) / longest) >= 0 while places are at most `longest`.
     """
     kept = x.to(wide(x.dtype)).relu()
-    angle = (place / longest).to(kept.dtype)[:, None, :, None] * (math.pi / 2)
+    angle = (place.to(kept.dtype) / longest)[:, None, :, None] * (math.pi / 2)
     return torch.cat([kept * angle.sin(), kept * angle.cos()], -1)
 
 

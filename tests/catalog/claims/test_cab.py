@@ -92,7 +92,7 @@ def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch):
 
 
 def test_nets_without_attention_keep_tokens_apart():
-    task = mini_cab.TASKS["masked bytes"]()
+    task = mini_cab.TASKS["masked bytes"]("vanilla")
     net = task.make(lambda: mini_cab.mixer("none", "NS")).eval()
     inputs, _ = next(task.batches(0))
     other = inputs.clone()

@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING
 
 from attlas._common.measuring import extra_bytes, in_turns
 from attlas.catalog.claim import Claim, Step, Values, Verdict, remember
-from attlas.catalog.mini_cab import ATTENTIONS, BARE, SUPPORT, TASKS, WIDTH, mixer, trained
+from attlas.catalog.mini_cab import ATTENTIONS, FORM, METRICS, SUPPORT, WIDTH, mixer, trained
 
 if TYPE_CHECKING:
     from attlas.laws import Index
 
 __all__ = ["CLAIM", "indices", "judge", "measure"]
 
-FORM = {
-    "digits": "NS", "masked bytes": "NS", "next byte": "CS", "sets": "NC", "forecast": "NC",
-    "reversed digits": "CC", "spelled digits": "CC",
-}  # fmt: skip
-METRICS = {
-    "digits": {"accuracy": "higher"}, "forecast": {"MSE": "lower", "MAE": "lower"}, "sets": {"MSE": "lower"},
-}  # fmt: skip
-BITS = {"bits": "lower"}
 STEPS = {
     "digits": 250, "masked bytes": 200, "next byte": 200, "sets": 300, "forecast": 150,
     "reversed digits": 300, "spelled digits": 200,
@@ -49,15 +41,13 @@ SETTINGS = {
 
 def names(task: str, attention: str) -> Iterator[tuple[str, str]]:
     """(metric, name of its value) of one run."""
-    for metric in METRICS.get(task, BITS):
+    for metric in METRICS[task]:
         yield metric, f"{task}, {attention}, {metric}"
 
 
 def run(task: str, attention: str, seed: int, steps: int, step: Step) -> dict[str, float]:
-    """One net; "none": the net without the noncausal self-attention of its pattern."""
-    bare = attention == "none" and task in BARE
-    made = BARE[task]() if bare else TASKS[task]()
-    found = trained(made, "vanilla" if bare else attention, seed, steps, step)
+    """One net."""
+    found = trained(task, attention, seed, steps, step)
     return {name: found[metric] for metric, name in names(task, attention)}
 
 
@@ -112,8 +102,8 @@ def indices(values: Values) -> dict[str, dict[str, Index]]:
             attention: {task: {m: values[name] for m, name in names(task, attention)} for task in tasks}
             for attention in attentions
         }
-        directions = {metric: way for task in tasks for metric, way in METRICS.get(task, BITS).items()}
-        found[form] = compositional_index(table, directions)  # type: ignore[arg-type]
+        directions = {metric: way for task in tasks for metric, way in METRICS[task].items()}
+        found[form] = compositional_index(table, directions)
     return found
 
 
@@ -140,7 +130,7 @@ def better_without(runs: Sequence[Values]) -> list[str]:
         if form not in ("NS", "NC"):
             continue
         (metric, bare), (_, vanilla) = (next(names(task, one)) for one in ("none", "vanilla"))
-        sign = 1 if METRICS.get(task, BITS)[metric] == "higher" else -1
+        sign = 1 if METRICS[task][metric] == "higher" else -1
         if all(sign * (run[bare] - run[vanilla]) > 0 for run in runs):
             found.append(task)
     return found
