@@ -12,6 +12,7 @@ from attlas.layers.autoformer import (
 )
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
@@ -43,6 +44,7 @@ __all__ = [
     "AutoformerEncoderLayer",
     "Block",
     "ClearMix",
+    "Combiner",
     "CosformerAttention",
     "Decomposition",
     "DependencyBlock",

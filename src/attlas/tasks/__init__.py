@@ -2,6 +2,7 @@
 
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
@@ -14,6 +15,7 @@ __all__ = [
     "INSTRUCTIONS",
     "SERIES",
     "SOURCES",
+    "UNASKED",
     "WORDINGS",
     "ByteText",
     "Forecasts",
@@ -24,6 +26,7 @@ __all__ = [
     "Passages",
     "Question",
     "QuestionScore",
+    "Recall",
     "Series",
     "TextSource",
     "Wording",
@@ -34,6 +37,7 @@ __all__ = [
     "forecasts",
     "load_series",
     "load_source",
+    "mqar",
     "photo_crops",
     "photos",
     "prompt_pieces",
