@@ -1,15 +1,26 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
 from attlas.layers.aaren import Aaren
+from attlas.layers.abc_attention import ABCAttention
 from attlas.layers.agent import AgentAttention
 from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
+from attlas.layers.autoformer import (
+    AutoCorrelation,
+    AutoformerDecoderLayer,
+    AutoformerEncoderLayer,
+    Decomposition,
+    SeasonalNorm,
+    auto_correlation,
+)
 from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
 from attlas.layers.combiner import Combiner
+from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
+from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
@@ -24,6 +35,7 @@ from attlas.layers.maxvit import (
     grid_partition,
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.performer import PerformerAttention
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
@@ -34,15 +46,22 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "ABCAttention",
     "Aaren",
     "AgentAttention",
     "AgentSD",
+    "AutoCorrelation",
+    "AutoformerDecoderLayer",
+    "AutoformerEncoderLayer",
     "BaseConv",
     "Block",
     "CausalFlowAttention",
     "ClearMix",
     "Combiner",
+    "CosformerAttention",
+    "Decomposition",
     "DependencyBlock",
+    "Finding",
     "FlowAttention",
     "GatedConv",
     "GraphLayoutAttention",
@@ -55,10 +74,12 @@ __all__ = [
     "MixerEntry",
     "Partition",
     "PartitionAttention",
+    "PerformerAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
+    "SeasonalNorm",
     "SelfAttention",
     "Setting",
     "ShortConv",
@@ -67,7 +88,9 @@ __all__ = [
     "StreamAttention",
     "TaylorAttention",
     "TwoStreamAttention",
+    "auto_correlation",
     "block_partition",
+    "check_mixer",
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",

@@ -6,16 +6,19 @@ from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
+from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_series
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
     "INSTRUCTIONS",
+    "SERIES",
     "SOURCES",
     "UNASKED",
     "WORDINGS",
     "ByteText",
+    "Forecasts",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -24,12 +27,15 @@ __all__ = [
     "Question",
     "QuestionScore",
     "Recall",
+    "Series",
     "TextSource",
     "Wording",
     "build_items",
     "byte_text",
     "digits_on_canvas",
     "encode",
+    "forecasts",
+    "load_series",
     "load_source",
     "mqar",
     "photo_crops",
