@@ -8,6 +8,8 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
     MBConv,
@@ -25,6 +27,8 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "SS2D",
+    "BiMamba",
     "Block",
     "ClearMix",
     "DependencyBlock",
@@ -33,15 +37,19 @@ __all__ = [
     "KernelMix",
     "LayoutGraph",
     "MBConv",
+    "Mamba",
     "MaxViTBlock",
     "MixerEntry",
+    "ModulatedBlock",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "SelectiveSSM",
     "SelfAttention",
     "Setting",
+    "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
@@ -50,6 +58,7 @@ __all__ = [
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",
+    "lamamba_block",
     "layout_graph",
     "mixer_entry",
     "places",

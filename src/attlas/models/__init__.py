@@ -6,6 +6,7 @@ from attlas.models.dependencyvit import DependencyViT
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_vision import SmallVision
@@ -20,6 +21,8 @@ __all__ = [
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LaMambaDenoiser",
+    "LaMambaUNet",
     "LayoutEncoder",
     "LayoutShape",
     "MaxViT",

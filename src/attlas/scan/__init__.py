@@ -3,8 +3,21 @@
 from attlas._common.room import make_callable
 from attlas.scan.core import scan
 from attlas.scan.kernels import LRPE, Feature, Identity, Kernel, Taylor, elu1, relu, sigmoid
+from attlas.scan.selective import selective_scan
 from attlas.scan.state import State
 
-__all__ = ["LRPE", "Feature", "Identity", "Kernel", "State", "Taylor", "elu1", "relu", "scan", "sigmoid"]
+__all__ = [
+    "LRPE",
+    "Feature",
+    "Identity",
+    "Kernel",
+    "State",
+    "Taylor",
+    "elu1",
+    "relu",
+    "scan",
+    "selective_scan",
+    "sigmoid",
+]
 
 make_callable(__name__, scan)

@@ -1,7 +1,7 @@
 """The selective scan: a linear recurrence with a decay per channel and state (Mamba, arXiv 2312.00752)."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -18,22 +18,22 @@ _FEW = 4  # steps that the loop takes sooner than an operator is called
 
 
 def selective_scan(
-    u: Float[Tensor, "B N D"],
-    delta: Float[Tensor, "B N D"],
-    A: Float[Tensor, "D S"],
-    B: Float[Tensor, "B N S"],
-    C: Float[Tensor, "B N S"],
-    D: Float[Tensor, "D"] | None = None,
-    z: Float[Tensor, "B N D"] | None = None,
+    u: Float[Tensor, "_ _ _"],
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
     *,
-    delta_bias: Float[Tensor, "D"] | None = None,
+    delta_bias: Tensor | None = None,
     softplus: bool = True,
-    valid: Bool[Tensor, "B N"] | None = None,
-    reset: Bool[Tensor, "B N"] | None = None,
+    valid: Tensor | None = None,
+    reset: Tensor | None = None,
     state: State | None = None,
     return_state: bool = False,
     backend: str = "auto",
-) -> Float[Tensor, "B N D"] | tuple[Float[Tensor, "B N D"], State]:
+) -> Tensor | tuple[Tensor, State]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t).
 
     u, delta, z (B, N, D channels); A (D, S), negative where a state shall decay; B, C (B, N, S) for all
@@ -50,7 +50,8 @@ def selective_scan(
     (`attend.counting`). Sums and states are float32, float64 where an input is; y has the dtype of u.
 
     Cost: 9 N D S FLOPs forward; memory linear in N: a state every 64 steps with gradients, none without.
-    fused and chunk are differentiable once. ValueError: shapes that do not fit, an unknown backend.
+    fused and chunk are differentiable once. ValueError: shapes that do not fit, an unknown backend;
+    TypeError: marks that are not bool.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, valid, reset, state, backend)
     given = (u, delta, A, B, C, D, z, delta_bias, None if state is None else state["hidden"])
@@ -66,10 +67,7 @@ def selective_scan(
             one.masked_fill(~valid[..., None], 0.0) for one in (inputs, rates, write, read)
         )
     rate = A.to(wide).mT
-    if state is None:
-        start = inputs.new_zeros(u.shape[0], *rate.shape)
-    else:
-        start = state["hidden"].to(wide).mT
+    start = inputs.new_zeros(u.shape[0], *rate.shape) if state is None else state["hidden"].to(wide).mT
     form = _form(backend, u)
     run = _loop if form == "recurrent" else selective
     if form != "recurrent" and any(
@@ -142,6 +140,9 @@ def _check(
             f"selective_scan: u must be (batch, steps, channels) and A (channels, states), got "
             f"{tuple(u.shape)} and {tuple(A.shape)}"
         )
+    for name, mark in (("valid", valid), ("reset", reset)):
+        if mark is not None and mark.dtype != torch.bool:
+            raise TypeError(f"selective_scan: {name} must be bool (batch, steps), got {mark.dtype}")
     (batch, steps, channels), states = u.shape, A.shape[1]
     hidden = None if state is None else state["hidden"]
     wanted = {

@@ -1,8 +1,8 @@
 """The selective scan in plain torch on any device: chunks of steps, one after the other.
 
 Inside a chunk, stretches of STRETCH steps run side by side, then the state is carried over their ends: the
-products of decays are of factors exp(delta A) alone, so that nothing is divided by what has decayed. States of
-all steps exist for one chunk at a time. Legend: B batch, N steps, S states per channel, D channels.
+products of decays are of factors exp(delta A) alone, so that nothing is divided by what has decayed. States
+of all steps exist for one chunk at a time. Legend: B batch, N steps, S states per channel, D channels.
 """
 
 import torch
@@ -23,8 +23,8 @@ def forward(
     """h_t = exp(delta_t rate) h_{t-1} + delta_t u_t write_t, out_t = read_t . h_t.
 
     u, delta (B, N, D); rate (S, D): the matrix A transposed; write, read (B, N, S): B and C; reset (B, N);
-    start (B, S, D). Returns out (B, N, D), the last state, and with `keep` the states (B, chunks, S, D) before
-    each chunk (else 0 chunks). Memory: 3 CHUNK S D numbers per sequence.
+    start (B, S, D). Returns out (B, N, D), the last state, and with `keep` the states (B, chunks, S, D)
+    before each chunk (else 0 chunks). Memory: 3 CHUNK S D numbers per sequence.
     """
     out, hidden, kept = torch.empty_like(u), start, []
     for begin in range(0, u.shape[1], CHUNK):

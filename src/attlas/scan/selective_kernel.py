@@ -1,7 +1,7 @@
 """The selective scan's compiled form on CPU: when it can run, and its calls.
 
-`numba` is imported, and the loops are compiled (some seconds, once for each dtype and machine: kept on disk in
-numba's cache), with the first call. Threads are those of torch's own OpenMP team.
+`numba` is imported, and the loops are compiled (some seconds, once for each dtype and machine: kept on disk
+in numba's cache), with the first call. Threads are those of torch's own OpenMP team.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def forward(
     """As `selective_chunk.forward`; bitwise the same for any number of threads."""
     u, delta, rate, write, read, start = (t.contiguous() for t in (u, delta, rate, write, read, start))
     reset = None if reset is None else reset.contiguous()
-    batch, length, channels = u.shape
+    batch, length = u.shape[:2]
     out, last = torch.empty_like(u), torch.empty_like(start)
     states = u.new_empty(batch, -(-length // CHUNK) if keep else 0, *rate.shape)
     tensors = (u, delta, rate, write, read, reset, start, out, last, states if keep else None)
@@ -50,7 +50,7 @@ def backward(
     u, delta, rate, write, read = (t.contiguous() for t in (u, delta, rate, write, read))
     grad_out, grad_last = grad_out.contiguous(), grad_last.contiguous()
     reset = None if reset is None else reset.contiguous()
-    batch, length, channels = u.shape
+    batch, _, channels = u.shape
     blocks = -(-channels // 16)  # selective_loops.LANES
     pieces = max(1, min(-(-_PIECES // max(1, batch)), blocks))
     grad_u, grad_delta = torch.empty_like(u), torch.empty_like(u)

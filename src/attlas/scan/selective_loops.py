@@ -38,8 +38,11 @@ S, D): at the start of each chunk (forward: 0 or written); counter: an int64 tha
 
 _LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
 _MOST = 126.0  # exponents of two above would leave float32's range
-# Sums over lanes may be taken in any order; infinities and NaN keep their meaning.
+# Sums over lanes may be taken in any order; infinities and NaN keep their meaning. numba puts these flags on
+# every instruction of a function and of those that it calls: powers of two, which round by adding and taking
+# away, need the plain False.
 _jit = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+_exact = njit(nogil=True, error_model="numpy", fastmath=False)
 
 
 @intrinsic
@@ -75,7 +78,7 @@ def _read_rows(source, count, rows):
             rows[t, c] = source[t, c]
 
 
-@_jit
+@_exact
 @no_type_check
 def _decays(delta, rate, steps, decay, reset, element):
     """decay[t, s] = 2^(delta_t rate_s), 0 where the state is reset before the step."""
