@@ -77,8 +77,8 @@ class ShiftedWindowAttention(nn.Module):
             block. A side of the map that is no longer than the window is one window, without shift.
         backend: as in `attend`; the default holds the windows' own n window^2 weights.
 
-    A map that windows do not divide is padded; padding is a region of its own. Shapes: (B, H, W, width) -> the same.
-    Source: Swin, arXiv 2103.14030.
+    A map that windows do not divide is padded; padding is a region of its own. Shapes: (B, H, W, width) ->
+    the same. Source: Swin, arXiv 2103.14030.
     """
 
     def __init__(self, width: int, *, heads: int, window: int, shift: int = 0, backend: str = "sdpa") -> None:
