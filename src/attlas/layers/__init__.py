@@ -26,6 +26,8 @@ from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
     MBConv,
@@ -46,6 +48,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "SS2D",
     "ABCAttention",
     "Aaren",
     "AgentAttention",
@@ -54,6 +57,7 @@ __all__ = [
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "BaseConv",
+    "BiMamba",
     "Block",
     "CausalFlowAttention",
     "ClearMix",
@@ -70,8 +74,10 @@ __all__ = [
     "KernelMix",
     "LayoutGraph",
     "MBConv",
+    "Mamba",
     "MaxViTBlock",
     "MixerEntry",
+    "ModulatedBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -80,8 +86,10 @@ __all__ = [
     "ReversedAttention",
     "Reweaving",
     "SeasonalNorm",
+    "SelectiveSSM",
     "SelfAttention",
     "Setting",
+    "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
     "SparseHybrid",
@@ -94,6 +102,7 @@ __all__ = [
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",
+    "lamamba_block",
     "layout_graph",
     "mixer_entry",
     "places",

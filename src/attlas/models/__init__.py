@@ -10,6 +10,7 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.pixel_net import PixelNet
 from attlas.models.recall_net import RecallNet
@@ -33,6 +34,8 @@ __all__ = [
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LaMambaDenoiser",
+    "LaMambaUNet",
     "LastToken",
     "LayoutEncoder",
     "LayoutShape",
