@@ -9,6 +9,7 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.maxvit import (
     MaxViTBlock,
     MBConv,
@@ -21,11 +22,13 @@ from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
 
 __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "SGLU",
     "Block",
     "ClearMix",
     "Combiner",
@@ -34,6 +37,7 @@ __all__ = [
     "HaloAttention",
     "KernelMix",
     "LayoutGraph",
+    "LightningAttention",
     "MBConv",
     "MaxViTBlock",
     "MixerEntry",
@@ -42,17 +46,23 @@ __all__ = [
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "SRMSNorm",
     "SelfAttention",
     "Setting",
     "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
+    "TransNormerBlock",
+    "TransNormerMixer",
     "TwoStreamAttention",
+    "alibi_by_layer",
     "block_partition",
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",
     "layout_graph",
+    "lightning1",
+    "linear_by_layer",
     "mixer_entry",
     "places",
     "register_mixer",

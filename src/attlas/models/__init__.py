@@ -9,11 +9,13 @@ from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halone
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_vision import SmallVision
+from attlas.models.transnormerllm import TRANSNORMERS, TransNormerConfig, TransNormerLLM
 from attlas.models.window_net import WindowNet
 
 __all__ = [
     "HALONETS",
     "MAXVITS",
+    "TRANSNORMERS",
     "ConViT",
     "DependencyViT",
     "GraphLayoutLM",
@@ -26,6 +28,8 @@ __all__ = [
     "MaxViTConfig",
     "SmallLM",
     "SmallVision",
+    "TransNormerConfig",
+    "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
     "small_halonet",
