@@ -27,6 +27,7 @@ from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layou
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
@@ -42,12 +43,14 @@ from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "SGLU",
     "SS2D",
     "ABCAttention",
     "Aaren",
@@ -73,6 +76,7 @@ __all__ = [
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LightningAttention",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
@@ -85,6 +89,7 @@ __all__ = [
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
+    "SRMSNorm",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -95,7 +100,10 @@ __all__ = [
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",
+    "TransNormerBlock",
+    "TransNormerMixer",
     "TwoStreamAttention",
+    "alibi_by_layer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
@@ -104,6 +112,8 @@ __all__ = [
     "halo_attention",
     "lamamba_block",
     "layout_graph",
+    "lightning1",
+    "linear_by_layer",
     "mixer_entry",
     "places",
     "register_mixer",

@@ -17,12 +17,14 @@ from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
+from attlas.models.transnormerllm import TRANSNORMERS, TransNormerConfig, TransNormerLLM
 from attlas.models.window_net import WindowNet
 
 __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "TRANSNORMERS",
     "Autoformer",
     "Based",
     "BasedConfig",
@@ -53,6 +55,8 @@ __all__ = [
     "SmallLM",
     "SmallNet",
     "SmallVision",
+    "TransNormerConfig",
+    "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
     "small_halonet",
