@@ -3,6 +3,7 @@
 from attlas.layers.attention import SelfAttention
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.combiner import Combiner
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
@@ -16,13 +17,18 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
+from attlas.layers.short_conv import ShortConv
 
 __all__ = [
+    "FORMS",
     "GPSA",
+    "MIXERS",
     "Block",
     "ClearMix",
+    "Combiner",
     "DependencyBlock",
     "GraphLayoutAttention",
     "HaloAttention",
@@ -30,12 +36,15 @@ __all__ = [
     "LayoutGraph",
     "MBConv",
     "MaxViTBlock",
+    "MixerEntry",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
     "SelfAttention",
+    "Setting",
+    "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
     "TwoStreamAttention",
@@ -44,6 +53,8 @@ __all__ = [
     "grid_partition",
     "halo_attention",
     "layout_graph",
+    "mixer_entry",
     "places",
+    "register_mixer",
     "rotary",
 ]
