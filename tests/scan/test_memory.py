@@ -1,6 +1,7 @@
 """`memory` against the rule written token by token, with gradients from torch.func.grad."""
 
 from importlib import import_module
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,9 +15,7 @@ DOUBLE = torch.float64
 
 def weights_of(depth, dtype=DOUBLE):
     widths = {1: [D, V], 2: [D, HIDDEN, V], 3: [D, HIDDEN, HIDDEN, V]}[depth]
-    return tuple(
-        torch.randn(H, *pair, dtype=dtype) / 2 for pair in zip(widths[:-1], widths[1:], strict=True)
-    )
+    return tuple(torch.randn(H, *pair, dtype=dtype) / 2 for pair in pairwise(widths))
 
 
 def inputs(dtype=DOUBLE, length=N):
@@ -119,9 +118,7 @@ def test_one_update_per_chunk_by_the_summed_gradient():
     first, last = torch.arange(N) % 4 == 0, torch.arange(N) % 4 == 3
     eta = torch.where(first, 0.9, 1.0).to(DOUBLE).expand(B, H, N)
     commit = last.to(DOUBLE).expand(B, H, N)
-    _, state = memory(
-        MemoryRule(weights), q, k, v, 0.0, eta, 0.05, chunk=4, commit=commit, return_state=True
-    )
+    _, state = memory(MemoryRule(weights), q, k, v, 0.0, eta, 0.05, chunk=4, commit=commit, return_state=True)
     for b, h in ((0, 0), (1, 1)):
         now = [weight[h] for weight in weights]
         momentum = [torch.zeros_like(weight) for weight in now]
@@ -172,9 +169,7 @@ def test_an_invalid_step_is_the_identity(depth, chunk, trailing):
     next_out = memory(rule, *later, chunk=chunk, state=state)
     for b in range(B):
         seen = valid[b]
-        alone, own = memory(
-            rule, *(x[b : b + 1, :, seen] for x in given), chunk=chunk, return_state=True
-        )
+        alone, own = memory(rule, *(x[b : b + 1, :, seen] for x in given), chunk=chunk, return_state=True)
         torch.testing.assert_close(out[b : b + 1, :, seen], alone)
         assert not out[b][:, ~seen].any()
         assert own.position.item() == state.position[b] == seen.sum()
@@ -251,4 +246,6 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="parts .*'frozen0': .*start_memory"):
         memory(rule, *given, chunk=2, state=start_memory(rule, B, chunk=1))
     with pytest.raises(ValueError, match="parts .* got {'sum': "):
-        memory(rule, *given, chunk=1, state=State({"sum": torch.zeros(B, 1)}, torch.zeros(B, dtype=torch.int64)))
+        memory(
+            rule, *given, chunk=1, state=State({"sum": torch.zeros(B, 1)}, torch.zeros(B, dtype=torch.int64))
+        )

@@ -21,6 +21,9 @@ from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
+from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
+from attlas.layers.titans_memory import LongTermMemory
 
 __all__ = [
     "FORMS",
@@ -34,8 +37,13 @@ __all__ = [
     "HaloAttention",
     "KernelMix",
     "LayoutGraph",
+    "LiteralMemoryAsContext",
+    "LongTermMemory",
     "MBConv",
     "MaxViTBlock",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "MixerEntry",
     "Partition",
     "PartitionAttention",

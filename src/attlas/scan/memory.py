@@ -44,24 +44,25 @@ def memory(
 ) -> Tensor | tuple[Tensor, State]:
     """Read a memory at every token, after that token was written to it: out (B, H, N, V) in v's type.
 
-        u_t = grad l(M'; k_t, v_t),   S_t = eta_t S_(t-1) - theta_t u_t,   M_t = (1 - alpha_t) M_(t-1) + commit_t S_t
+        S_t = eta_t S_(t-1) - theta_t grad l(M'; k_t, v_t)
+        M_t = (1 - alpha_t) M_(t-1) + commit_t S_t,   out_t = M_t(q_t)
 
     M': the weights at the start of the token's chunk. Chunks are counted in valid tokens from the sequence's
     start, so that pieces of any length give the same as the whole.
 
     Args:
         rule: the memory's shape, initial weights and inner loss.
-        alpha, eta, theta: decay and momentum in [0, 1] and step size (>= 0), numbers or per token. eta = alpha
-            = 0 is TTT; with a linear memory, chunk = 1 and theta = beta / 2 also the delta rule. For l2-normalised
-            keys a linear memory is stable for theta <= 1 / chunk.
+        alpha, eta, theta: decay and momentum in [0, 1], step size >= 0, numbers or per token. eta = alpha
+            = 0 is TTT; with a linear memory, chunk = 1 and theta = beta / 2 it is the delta rule. For keys of
+            length 1 and eta = 0 a linear memory is stable for theta <= 1 / chunk.
         commit: weight of the momentum in the weights; 0 but at the last token of a chunk, with eta = 1 after
             its first, is one update per chunk by the summed gradient.
         valid: False is the identity: nothing is written, decays or moves on, and out is 0.
         state: `State` of the tokens before ("weight0", "momentum0", ..., for chunk > 1 also "frozen0", ...),
             float32 (float64 for float64 inputs), as is all arithmetic.
 
-    Gradients reach q, k, v, alpha, eta, theta, commit, the initial weights, and the state in and out. It learns
-    the same in eval mode, under no_grad and under inference_mode.
+    Gradients reach q, k, v, alpha, eta, theta, commit, the initial weights, and the state in and out. It
+    learns the same in eval mode, under no_grad and under inference_mode.
 
     Cost: O(N |M|) FLOPs and, for each chunk of b tokens, b² (widths) and b³; memory O(|M| + b²), in training
     O(N (widths + b) + N/b |M|).
@@ -72,8 +73,8 @@ def memory(
     state = start_memory(rule, len(q), chunk=chunk, dtype=kept) if state is None else state
     fast = _fast(rule, state, len(q), chunk)
     factors = {"alpha": alpha, "eta": eta, "theta": theta, "commit": commit}
-    steps = Steps(*(_per_token(name, x, q.shape[:3], q.new_empty(0, dtype=kept)) for name, x in factors.items()))
     streams = [x.to(kept) for x in (q, k, v)]
+    steps = Steps(*(_per_token(name, x, streams[0]) for name, x in factors.items()))
     if valid is not None:
         steps = Steps(*(x.where(valid[:, None], idle) for x, idle in zip(steps, IDLE, strict=True)))
         streams = [x.masked_fill(~valid[:, None, :, None], 0.0) for x in streams]
@@ -87,7 +88,7 @@ def memory(
 
 
 def start_memory(rule: MemoryRule, batch: int, *, chunk: int, dtype: torch.dtype = torch.float32) -> State:
-    """The state of `batch` memories that have seen nothing: initial weights, no momentum; `chunk` as in `memory`."""
+    """The state of a batch of memories that have seen nothing; `chunk` as in `memory`."""
     weights = rule.initial(batch, dtype)
     position = torch.zeros(batch, dtype=torch.int64, device=weights[0].device)
     return _state(Fast(weights, tuple(torch.zeros_like(x) for x in weights), weights), position, chunk)
@@ -114,9 +115,7 @@ def _sweep(
         return streams[2], fast
     # With gradients at every token's own weights, an idle step is the identity wherever it stands.
     placed = (
-        blocks(length, EXACT_BLOCK if exact else 1)
-        if chunk == 1
-        else align(length, chunk, position, valid)
+        blocks(length, EXACT_BLOCK if exact else 1) if chunk == 1 else align(length, chunk, position, valid)
     )
     streams = [placed.spread(x, 0.0) for x in streams]
     steps = Steps(*(placed.spread(x, idle) for x, idle in zip(steps, IDLE, strict=True)))
@@ -142,7 +141,9 @@ def _refrozen(fast: Fast, begins: Tensor | None) -> Fast:
 
 
 def _state(fast: Fast, position: Tensor, chunk: int) -> State:
-    kinds = {"weight": fast.weights, "momentum": fast.momentum} | ({"frozen": fast.frozen} if chunk > 1 else {})
+    kinds = {"weight": fast.weights, "momentum": fast.momentum} | (
+        {"frozen": fast.frozen} if chunk > 1 else {}
+    )
     return State({f"{kind}{i}": x for kind, of in kinds.items() for i, x in enumerate(of)}, position)
 
 
@@ -155,20 +156,22 @@ def _fast(rule: MemoryRule, state: State, batch: int, chunk: int) -> Fast:
     expected = dict(zip(wanted, shapes, strict=False))
     if have != expected:
         raise ValueError(
-            f"memory: state must come from a memory of this rule, batch and chunk, with parts {expected}, got "
-            f"{have}; start_memory(rule, batch, chunk=...) makes the first one"
+            f"memory: state must come from a memory of this rule, batch and chunk, with parts {expected}, "
+            f"got {have}; start_memory(rule, batch, chunk=...) makes the first one"
         )
     parts = [state[name] for name in wanted]
     groups = [tuple(parts[first : first + rule.depth]) for first in range(0, len(parts), rule.depth)]
     return Fast(groups[0], groups[1], groups[2] if chunk > 1 else groups[0])
 
 
-def _per_token(name: str, x: Tensor | float, shape: torch.Size, like: Tensor) -> Tensor:
+def _per_token(name: str, x: Tensor | float, query: Tensor) -> Tensor:
+    shape = query.shape[:3]
     if isinstance(x, Tensor) and x.shape != shape:
         raise ValueError(
-            f"memory: {name} must be a number or have q's (batch, heads, tokens) {tuple(shape)}, got {tuple(x.shape)}"
+            f"memory: {name} must be a number or have q's (batch, heads, tokens) {tuple(shape)}, got "
+            f"{tuple(x.shape)}"
         )
-    return torch.as_tensor(x).to(like).expand(shape)
+    return torch.as_tensor(x).to(query).expand(shape)
 
 
 def _check(rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, chunk: int, valid: Tensor | None) -> None:
@@ -179,8 +182,10 @@ def _check(rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, chunk: int, valid:
     for name, (x, width) in wanted.items():
         if x.shape != (*q.shape[:1], first.shape[0], q.shape[2], width):
             raise ValueError(
-                f"memory: {name} must be (batch, {first.shape[0]} heads, tokens, width {width}) for these weights, "
-                f"with q's batch and tokens, got {tuple(x.shape)} beside q {tuple(q.shape)}"
+                f"memory: {name} must be (batch, {first.shape[0]} heads, tokens, width {width}) for these "
+                f"weights, with q's batch and tokens, got {tuple(x.shape)} beside q {tuple(q.shape)}"
             )
     if valid is not None and valid.shape != (q.shape[0], q.shape[2]):
-        raise ValueError(f"memory: valid must be (batch, tokens) {q.shape[0], q.shape[2]}, got {tuple(valid.shape)}")
+        raise ValueError(
+            f"memory: valid must be (batch, tokens) {q.shape[0], q.shape[2]}, got {tuple(valid.shape)}"
+        )

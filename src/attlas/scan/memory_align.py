@@ -1,4 +1,4 @@
-"""Where valid tokens stand in the chunks of a memory: padding takes no place, and a state may end in mid-chunk."""
+"""Where valid tokens stand in the chunks of a memory: padding takes no place, a state may end inside one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,14 +48,16 @@ def _along(index: Tensor, x: Tensor) -> Tensor:
 
 
 def align(length: int, chunk: int, position: Tensor, valid: Tensor | None) -> Alignment:
-    """Put the tokens of every row behind those that its chunk has seen: token j of `position` p in p % chunk."""
+    """Put the tokens of every row behind those of its chunk that `position` has counted already."""
     phase = position % chunk
     lowest, highest = (int(x) for x in phase.aminmax()) if phase.numel() else (0, 0)
     cuts = _cuts(length, chunk, lowest)
     if lowest == highest and (valid is None or bool((valid[:, 1:] <= valid[:, :-1]).all())):
         begins = [None if valid is None else valid[:, first] for first in cuts[:-1]]
         return Alignment(cuts, [None if not phase.any() else phase == 0, *begins[1:]])
-    seen = valid if valid is not None else torch.ones_like(phase, dtype=torch.bool)[:, None].expand(-1, length)
+    seen = (
+        valid if valid is not None else torch.ones_like(phase, dtype=torch.bool)[:, None].expand(-1, length)
+    )
     slot = phase[:, None] - lowest + seen.cumsum(1) - 1
     slots = max(1, int((phase - lowest + seen.sum(1)).max()))
     # Invalid tokens all write to one slot behind the last, which is then cut off.

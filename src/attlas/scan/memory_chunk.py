@@ -34,9 +34,9 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Factors:
-    """Both recurrences of a chunk, solved: with u_j the gradient of token j, W' and S' what the chunk begins with,
+    """Both recurrences of a chunk, solved: with u_j the gradient of token j, W' and S' at the chunk's start,
 
-        W_i = keep_i W' + push_i S' - sum_j write_ij u_j,     S_i = roll_i S' - sum_j slide_ij u_j   (j <= i).
+    W_i = keep_i W' + push_i S' - sum_j write_ij u_j,     S_i = roll_i S' - sum_j slide_ij u_j   (j <= i).
     """
 
     keep: Float[Tensor, "B H b"]
@@ -115,15 +115,13 @@ def _sequential_errors(fast: Fast, key: Tensor, value: Tensor, factors: Factors)
     """Errors d_t = 2 (k_t M_(t-1) - v_t) of a linear memory: M_(t-1) is linear in the d before, a triangular
     system with ones on the diagonal."""
     keep, push, write = factors.before()
-    known = (
-        keep[..., None] * (key @ fast.weights[0]) + push[..., None] * (key @ fast.momentum[0]) - value
-    )
+    known = keep[..., None] * (key @ fast.weights[0]) + push[..., None] * (key @ fast.momentum[0]) - value
     system = 2 * write * (key @ key.mT)
     errors = torch.linalg.solve_triangular(system, 2 * known, upper=False, unitriangular=True)
     return key, errors
 
 
 def _products(x: Float[Tensor, "B H b"]) -> Float[Tensor, "B H b b"]:
-    """Row i, column r <= i: the product of x over r < l <= i, by multiplying only: x = 0 is legal. 0 for r > i."""
+    """Row i, column r <= i: the product of x over r < l <= i, never by division: x = 0 is legal; else 0."""
     later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).tril(-1)
     return torch.where(later, x[..., None], 1.0).cumprod(-2).tril()

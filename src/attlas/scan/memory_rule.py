@@ -1,6 +1,6 @@
 """What a memory that learns at test time is: a network, the error that it descends, and their closed forms.
 
-Legend: B batch, H heads, N tokens, D key width, V value width, Ll the width of layer l (L0 = D, the last = V).
+Legend: B batch, H heads, N tokens, D key width, V value width, L0 = D, L1, ..., LL = V widths of layers.
 """
 
 from collections.abc import Callable
@@ -47,14 +47,14 @@ def additive(read: Tensor, value: Tensor) -> Tensor:
 class MemoryRule:
     """A memory M(x) = act(... act(x W1) W2 ...) WL, row vectors from the left, one for each row and head.
 
-    weights: M_0 of the heads, (H, L0, L1), (H, L1, L2), ...; one tensor is a linear memory. They are passed in
-        (a module owns them), and gradients reach them.
+    weights: M_0 of the heads, (H, L0, L1), (H, L1, L2), ...; one tensor is a linear memory. A module owns
+        them; gradients reach them.
     activation: between the layers.
     error: the gradient of the inner loss with respect to a read, `error(M(k), v)`; `squared` or `additive`.
 
     Every layer's gradient for a token is of rank one, a^T d, with a the layer's input and d the error there:
-    `errors` gives both in closed form, so that training a network around a memory needs first derivatives only,
-    and memories learn under no_grad and inference_mode as well. ValueError: widths that do not chain.
+    `errors` gives both in closed form, so that training a network around a memory needs first derivatives
+    only, and memories learn under no_grad and inference_mode as well. ValueError: widths that do not chain.
     """
 
     weights: tuple[Tensor, ...]
@@ -81,7 +81,7 @@ class MemoryRule:
 
     @property
     def exact(self) -> bool:
-        """True where the sequential rule has a closed form over many tokens: a linear memory, squared error."""
+        """Whether the sequential rule has a closed form over many tokens: linear memory, squared error."""
         return self.depth == 1 and self.error is squared
 
     def read(self, weights: tuple[Tensor, ...], query: Tensor) -> Tensor:
