@@ -43,6 +43,9 @@ from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
+from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
+from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
@@ -77,9 +80,14 @@ __all__ = [
     "KernelMix",
     "LayoutGraph",
     "LightningAttention",
+    "LiteralMemoryAsContext",
+    "LongTermMemory",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "MixerEntry",
     "ModulatedBlock",
     "Partition",
