@@ -2,6 +2,7 @@
 
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
@@ -12,6 +13,7 @@ from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 __all__ = [
     "INSTRUCTIONS",
     "SOURCES",
+    "UNASKED",
     "WORDINGS",
     "ByteText",
     "ItemScore",
@@ -21,6 +23,7 @@ __all__ = [
     "Passages",
     "Question",
     "QuestionScore",
+    "Recall",
     "TextSource",
     "Wording",
     "build_items",
@@ -28,6 +31,7 @@ __all__ = [
     "digits_on_canvas",
     "encode",
     "load_source",
+    "mqar",
     "photo_crops",
     "photos",
     "prompt_pieces",
