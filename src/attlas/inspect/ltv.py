@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attlas.scan.monoids import Affine
+from attlas.scan.prefix import prefix
+
 __all__ = ["LTV"]
 
 
@@ -57,13 +60,10 @@ class LTV:
         return self.C.shape[-2]
 
     def run(self, u: Float[Tensor, "*L n d"]) -> Float[Tensor, "*L n e"]:
-        """The outputs, step by step. Cost: O(n S (d + e))."""
+        """The outputs, by a scan over the steps. Cost: O(n S (d + e))."""
         into = (self.B @ u.unsqueeze(-1)).squeeze(-1)
-        state, outputs = torch.zeros_like(into[..., 0, :]), []
-        for step in range(self.length):
-            state = self.Lam[..., step, :] * state + into[..., step, :]
-            outputs.append((self.C[..., step, :, :] @ state.unsqueeze(-1)).squeeze(-1))
-        found = torch.stack(outputs, -2)
+        (_, states), _ = prefix(Affine(), (self.Lam.expand_as(into), into), dim=into.dim() - 2)
+        found = (self.C @ states.unsqueeze(-1)).squeeze(-1)
         return found if self.D is None else found + (self.D @ u.unsqueeze(-1)).squeeze(-1)
 
     def transfer(self, rows: Sequence[int] | None = None) -> Float[Tensor, "*L rows n e d"]:

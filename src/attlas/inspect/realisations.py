@@ -164,9 +164,9 @@ def qlstm(
 ) -> LTV:
     """An LSTM whose gates see the input alone; Lam, B / W_u and C are the sigmoids of the three logits.
 
-    Nothing couples the forget and the input gate. `value` None: W_u = I, every channel a system of its own, leading axes (*L, S).
-    `alpha`: the reversed gate sigmoid(-forget)^alpha in its place, which is exp(-alpha softplus(forget)), the
-    form of S6's transition; alpha >= 0.
+    Nothing couples the forget and the input gate. `value` None: W_u = I, every channel a system of its own,
+    leading axes (*L, S). `alpha` >= 0: the reversed gate sigmoid(-forget)^alpha in place of sigmoid(forget);
+    it is exp(-alpha softplus(forget)), the form of S6's transition.
     """
     carried = forget.sigmoid() if alpha is None else (-alpha * functional.softplus(forget)).exp()
     into, out = inward.sigmoid(), outward.sigmoid()

@@ -5,6 +5,7 @@ from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
+from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -25,6 +26,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "QLSTM",
     "Block",
     "ClearMix",
     "DependencyBlock",
@@ -32,9 +34,11 @@ __all__ = [
     "HaloAttention",
     "KernelMix",
     "LayoutGraph",
+    "LinearAttention",
     "MBConv",
     "MaxViTBlock",
     "MixerEntry",
+    "NormalisedLinear",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
