@@ -170,6 +170,26 @@ def test_the_result_is_written(tmp_path):
     assert result["schema"] == "attlas.dsf" and result["command"] == "attlas x"
 
 
+class Mean(torch.nn.Linear):
+    def __init__(self, width, heads):
+        super().__init__(width, width)
+
+    def forward(self, x):
+        return super().forward(x).mean(1, keepdim=True).expand_as(x)
+
+
+class Narrow(Mean):
+    def forward(self, x):
+        return x[..., :1]
+
+
+def test_classes_that_break_the_contract_are_refused():
+    with pytest.raises(UsageError, match="Mean is not causal: its output 15 changes with later inputs"):
+        describe_mixer(mixer_entry(f"{__name__}:Mean"), 32)
+    with pytest.raises(UsageError, match=r"Narrow must keep the shape .*\(64, 32, 32\) became \(64, 32, 1\)"):
+        describe_mixer(mixer_entry(f"{__name__}:Narrow"), 32)
+
+
 def test_errors(draw):
     with pytest.raises(UsageError, match=r"length must lie in 16 .. 1024, got 8"):
         inspect_dsf(["linear"], length=8)

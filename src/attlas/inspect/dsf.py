@@ -99,7 +99,10 @@ def describe_mixer(entry: MixerEntry, length: int, seed: int = 0) -> dict[str, A
         }
     x = torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(seed))
     rows = _rows(length)
-    found["jacobian"] = jacobian_kernel(mixer, x, rows, probes=PROBES, seed=seed).tolist()
+    try:
+        found["jacobian"] = jacobian_kernel(mixer, x, rows, probes=PROBES, seed=seed).tolist()
+    except ValueError as error:
+        raise UsageError(f"mixer {entry.name}: {error}") from error
     if realisable(mixer):
         found |= _frozen(mixer.double(), x.double(), rows)
     return found

@@ -65,6 +65,7 @@ def jacobian_kernel(
     Estimated without forming the Jacobian: |J|^2 is the mean of |g^T J|^2 over Gaussian g, `probes` for every
     row; all of them are one batch of rows x probes copies of x. Unlike the transfer matrix it lets the gates
     move with x. A row counts at those lags that it has. Relative spread: about (2 rows probes)^-1/2.
+    ValueError: rows out of range, outputs of another shape than x, an output that sees later inputs.
     """
     if probes < 1 or not rows or any(not 0 <= row < x.shape[1] for row in rows):
         raise ValueError(
@@ -73,6 +74,11 @@ def jacobian_kernel(
     given = x.detach().expand(len(rows) * probes, -1, -1).clone().requires_grad_()
     with torch.enable_grad():
         y = mixer(given)
+        if y.shape != given.shape:
+            raise ValueError(
+                f"{type(mixer).__name__} must keep the shape (batch, tokens, width): {tuple(given.shape)} "
+                f"became {tuple(y.shape)}"
+            )
         asked = torch.zeros_like(y).unflatten(0, (len(rows), probes))
         generator = torch.Generator().manual_seed(seed)
         for index, row in enumerate(rows):
@@ -83,6 +89,10 @@ def jacobian_kernel(
     most = max(rows) + 1
     total, count = squares.new_zeros(most), squares.new_zeros(most)
     for index, row in enumerate(rows):
+        if squares[index, row + 1 :].any():
+            raise ValueError(
+                f"{type(mixer).__name__} is not causal: its output {row} changes with later inputs"
+            )
         total[: row + 1] += squares[index, : row + 1].flip(0)
         count[: row + 1] += 1
     return (total / count).sqrt()
