@@ -61,7 +61,8 @@ def test_the_layer_asks_with_one_learned_query():
 
 def test_it_adds_one_vector_to_a_transformer():
     ours, softmax = (
-        sum(p.numel() for p in MIXERS[name].build(Setting(64, 4)).parameters()) for name in ("aaren", "softmax")
+        sum(p.numel() for p in MIXERS[name].build(Setting(64, 4)).parameters())
+        for name in ("aaren", "softmax")
     )
     assert ours - softmax == 64
 

@@ -28,8 +28,7 @@ def test_taylor_attention_is_its_polynomial(n):
 
 
 def test_the_published_features_have_the_same_products():
-    # phi(x) = [1; x / d^(1/4); vec(x x^T) / (sqrt 2 sqrt d)], 273 for 16; as the recurrence of one token after
-    # the other.
+    # phi(x) = [1; x / d^(1/4); vec(x x^T) / (sqrt 2 sqrt d)], 273 for 16, one token after the other.
     layer = TaylorAttention(8, 2, feature=16).double()
     x = torch.randn(1, 6, 8, dtype=torch.float64)
 

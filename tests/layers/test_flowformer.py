@@ -52,7 +52,8 @@ def dense_causal(query, key, value, clamp):
 
 def every_head(formula, query, key, value, clamp):
     heads = [
-        [formula(*parts, clamp) for parts in zip(*row, strict=True)] for row in zip(query, key, value, strict=True)
+        [formula(*parts, clamp) for parts in zip(*row, strict=True)]
+        for row in zip(query, key, value, strict=True)
     ]
     return torch.stack([torch.stack(row) for row in heads])
 

@@ -21,7 +21,8 @@ def test_the_published_models_have_their_names_sizes(name, parameters, kinds):
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
     mixers = [block.mixer for block in model.blocks]
     found = tuple(
-        sum(isinstance(mixer, kind) for mixer in mixers) for kind in (TaylorAttention, SelfAttention, GatedConv)
+        sum(isinstance(mixer, kind) for mixer in mixers)
+        for kind in (TaylorAttention, SelfAttention, GatedConv)
     )
     assert found == kinds
     assert str(mixers[2].pattern) == "causal & window(129)"
@@ -38,7 +39,9 @@ def test_a_forward_pass_is_its_blocks():
         gate = block.gate(n)
         x = x + block.down(gate * gate.sigmoid() * block.up(n))
         assert block.down.in_features == 16
-    wanted = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * model.norm.weight @ model.embedding.weight.T
+    wanted = (
+        x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * model.norm.weight @ model.embedding.weight.T
+    )
     torch.testing.assert_close(model(ids), wanted)
 
 

@@ -65,7 +65,7 @@ def check(found, wanted):
 
 
 @pytest.mark.parametrize("name", MONOIDS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000), absent=st.sampled_from([0.0, 0.3, 1.0]))
 def test_laws(name, seed, absent):
     monoid = MONOIDS[name]
@@ -78,7 +78,7 @@ def test_laws(name, seed, absent):
 
 
 @pytest.mark.parametrize("name", MONOIDS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     n=st.integers(1, 40), chunk=st.integers(2, 9), cut=st.integers(0, 40), reverse=st.booleans(),
     seed=st.integers(0, 100),
@@ -133,14 +133,14 @@ def test_gradients_are_those_of_a_loop(name, reverse):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradcheck(name):
     monoid = MONOIDS[name]
-    leaves = tuple(leaf[:1, :1].detach().requires_grad_() for leaf in drawn(name, 9, absent=0.0))
+    leaves = tuple(leaf[:1, :1].detach().requires_grad_() for leaf in drawn(name, 7, absent=0.0))
     first = tuple(part[:1, :1].detach().requires_grad_() for part in at(drawn(name, 1, 3, absent=0.0), 0))
 
     def run(*given):
         found, last = prefix(monoid, given[: len(leaves)], state=given[len(leaves) :], chunk=3)
         return (*found, *last)
 
-    assert torch.autograd.gradcheck(run, (*leaves, *first))
+    assert torch.autograd.gradcheck(run, (*leaves, *first), fast_mode=True)
 
 
 def test_the_affine_prefix_is_the_recurrence():
@@ -235,13 +235,12 @@ def test_memory_is_linear(name):
 
         return allocations(step).peak
 
-    assert peak(8192) < 2.2 * peak(4096)
+    assert peak(2048) < 2.2 * peak(1024)
 
 
 def test_errors():
     x = torch.zeros(2, 3, 5, 4)
     for call, kind, text in [
-        (lambda: prefix(Add, (x,)), TypeError, "monoid must be a Monoid such as Add"),
         (lambda: prefix(Affine(), (x,)), TypeError, r"leaves of Affine must be .* \(a, b\), got 1 of them"),
         (
             lambda: prefix(Add(), (x,), dim=4),
@@ -261,3 +260,18 @@ def test_errors():
     ]:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_what_is_no_monoid_or_no_tuple_is_refused(isolated_python):
+    """Without the annotations' check, which refuses these in tests."""
+    said = isolated_python(
+        "import torch",
+        "from attlas.scan import Add, prefix",
+        "for monoid, leaves in ((Add, (torch.zeros(1),)), (Add(), [torch.zeros(1)])):",
+        "    try: prefix(monoid, leaves, dim=0)",
+        "    except TypeError as error: print(error)",
+    )
+    assert said.split("\n") == [
+        "prefix: monoid must be a Monoid such as Add(), got <class 'attlas.scan.monoids.Add'>",
+        "prefix: leaves of Add must be a tuple of tensors (x), got list",
+    ]

@@ -1,12 +1,15 @@
 """Modules: token mixers, blocks, positional layers. Parameters live here; the maths is `attend`'s."""
 
+from attlas.layers.aaren import Aaren
 from attlas.layers.attention import SelfAttention
+from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.combiner import Combiner
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -30,11 +33,15 @@ __all__ = [
     "GPSA",
     "MIXERS",
     "QLSTM",
+    "Aaren",
     "BaseConv",
     "Block",
+    "CausalFlowAttention",
     "ClearMix",
     "Combiner",
     "DependencyBlock",
+    "FlowAttention",
+    "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -56,6 +63,7 @@ __all__ = [
     "SoftmaxMix",
     "SparseHybrid",
     "StreamAttention",
+    "TaylorAttention",
     "TwoStreamAttention",
     "block_partition",
     "extrapolated_scale",
@@ -66,4 +74,5 @@ __all__ = [
     "places",
     "register_mixer",
     "rotary",
+    "sliding_window",
 ]

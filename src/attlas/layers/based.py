@@ -30,8 +30,8 @@ class TaylorAttention(nn.Module):
         width, heads: of the input; values have width / heads columns a head.
         feature: D, the width of queries and keys. eps: added to the sum of weights.
 
-    No biases and no positions. Shapes: (B, N, C) -> (B, N, C). State: H (C / H + 1) F numbers with F = 1 + D +
-    D (D + 1) / 2 (153 for 16; the published form holds 273 with the same products). Cost: N H F C / H.
+    No biases and no positions. Shapes: (B, N, C) -> (B, N, C). State: (C + H) F numbers with F = 1 + D +
+    D (D + 1) / 2 (153 for 16; the published form holds 273 with the same products). Cost: O(N C F).
     """
 
     def __init__(self, width: int, heads: int, *, feature: int = FEATURE, eps: float = EPS) -> None:
@@ -97,7 +97,9 @@ class GatedConv(nn.Module):
     def __init__(self, width: int, *, taps: int = 3, expand: int = 4, bias: bool = True) -> None:
         super().__init__()
         if expand < 2 or expand * width % 2:
-            raise ValueError(f"GatedConv: expand * width must be even and expand >= 2, got {expand} * {width}")
+            raise ValueError(
+                f"GatedConv: expand * width must be even and expand >= 2, got {expand} * {width}"
+            )
         inner = expand * width // 2
         self.enter, self.leave = nn.Linear(width, 2 * inner, bias=bias), nn.Linear(inner, width, bias=bias)
         self.conv = ShortConv(inner, taps, bias=False, activation=functional.silu)

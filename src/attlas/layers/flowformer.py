@@ -45,13 +45,13 @@ def flow_terms(
     query_valid: Bool[Tensor, "B N"] | None = None,
     valid: Bool[Tensor, "B M"] | None = None,
 ) -> Flow:
-    """Inflow I and outflow O, both conserved, then competition of keys and allocation of queries (not causal).
+    """Inflow I and outflow O, both conserved, then competition c of keys and allocation a of queries.
 
         I_i = phi(q_i) . sum_j phi(k_j)                 O_j = phi(k_j) . sum_i phi(q_i)
         J_i = phi(q_i) . sum_j phi(k_j) / O_j           P_j = phi(k_j) . sum_i phi(q_i) / I_i
         competition c_j = M softmax_j(clamp(P))         allocation a_i = sigmoid(J_i N / M)
 
-    eps is added to phi and to the finished sum of all four. N and M count what is valid alone.
+    Not causal. eps is added to phi and to the finished sum of all four. N and M count what is valid alone.
     """
     q, k = _features(query, feature, query_valid), _features(key, feature, valid)
     inflow = _flow(q, k.sum(2), eps)
@@ -125,9 +125,7 @@ def causal_flow(
 
     def run(name: str, receiver: Tensor, sender: Tensor, carried: Tensor) -> Tensor:
         before = None if state is None else state.nested(name)
-        out, parts[name] = scan(
-            receiver, sender, carried, valid=valid, state=before, return_state=True
-        )
+        out, parts[name] = scan(receiver, sender, carried, valid=valid, state=before, return_state=True)
         return out
 
     def running(name: str, receiver: Tensor, sender: Tensor, weight: Tensor) -> Tensor:
@@ -194,7 +192,9 @@ class FlowAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{type(self).__name__}: width must be a multiple of heads, got {width} and {heads}")
+            raise ValueError(
+                f"{type(self).__name__}: width must be a multiple of heads, got {width} and {heads}"
+            )
         if clamp is not None and not clamp > 0:
             raise ValueError(f"{type(self).__name__}: clamp must be above 0, or None, got {clamp}")
         self.heads, self.clamp, self.feature, self.eps = heads, clamp, feature, eps
@@ -210,20 +210,29 @@ class FlowAttention(nn.Module):
     ) -> Float[Tensor, "B N C"]:
         """`valid`: the real tokens of the context, or of x itself without one."""
         own = valid if context is None else None
-        query, key, value = self._split(x, x if context is None else context)
+        query, key, value = self.split(x, x if context is None else context)
         mixed = flow(
-            query, key, value, clamp=self.clamp, feature=self.feature, eps=self.eps, query_valid=own, valid=valid
+            query,
+            key,
+            value,
+            clamp=self.clamp,
+            feature=self.feature,
+            eps=self.eps,
+            query_valid=own,
+            valid=valid,
         )
-        return self._joined(mixed)
+        return self.joined(mixed)
 
-    def _split(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the source, (B, H, n, D)."""
         query, key, value = (
             make(given).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for make, given in ((self.query, x), (self.key, source), (self.value, source))
         )
         return query, key, value
 
-    def _joined(self, mixed: Tensor) -> Tensor:
+    def joined(self, mixed: Tensor) -> Tensor:
+        """The heads' outputs, projected and dropped out."""
         out: Tensor = self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return out
 
@@ -251,9 +260,9 @@ class CausalFlowAttention(FlowAttention):
     ) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row, and the state behind them; None: the first ones."""
         mixed, after = causal_flow(
-            *self._split(x, x), clamp=self.clamp, feature=self.feature, eps=self.eps, valid=valid, state=state
+            *self.split(x, x), clamp=self.clamp, feature=self.feature, eps=self.eps, valid=valid, state=state
         )
-        return self._joined(mixed), after
+        return self.joined(mixed), after
 
 
 def _make(setting: Setting) -> nn.Module:
@@ -270,6 +279,6 @@ register_mixer(
         padding=True,
         differentiable="almost",
         permutes=True,
-        why_not="the outflow of a key sums over all queries, so that a query of a causal decoder would see later ones",
+        why_not="a key's outflow sums over all queries, so that a decoder's query would see later ones",
     )
 )

@@ -1,5 +1,6 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
@@ -13,8 +14,11 @@ from attlas.models.small_vision import SmallVision
 from attlas.models.window_net import WindowNet
 
 __all__ = [
+    "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "Based",
+    "BasedConfig",
     "ConViT",
     "DependencyViT",
     "GraphLayoutLM",

@@ -39,7 +39,9 @@ class BasedConfig:
     def __post_init__(self) -> None:
         wrong = sorted(layer for layer in (*self.linear, *self.window) if not 0 <= layer < self.layers)
         if wrong:
-            raise ValueError(f"Based: layers {wrong} are not among the {self.layers} layers 0 .. {self.layers - 1}")
+            raise ValueError(
+                f"Based: layers {wrong} are not among the {self.layers} layers 0 .. {self.layers - 1}"
+            )
         both = sorted(set(self.linear) & set(self.window))
         if both:
             raise ValueError(f"Based: layers {both} cannot be both linear attention and a window")
@@ -55,9 +57,7 @@ class BasedConfig:
 
 BASEDS = {
     "360m": BasedConfig(1024, 27, 16, linear=(1, 6, 11, 16, 21), window=(2, 7, 12, 17, 22)),
-    "1.3b": BasedConfig(
-        1792, 36, 16, linear=(1, 6, 11, 16, 21, 27, 33), window=(2, 7, 12, 17, 22, 28, 34)
-    ),
+    "1.3b": BasedConfig(1792, 36, 16, linear=(1, 6, 11, 16, 21, 27, 33), window=(2, 7, 12, 17, 22, 28, 34)),
 }
 """The published models, as their training configurations list the layers."""
 
@@ -88,7 +88,7 @@ class BasedBlock(nn.Module):
 
 
 class Based(nn.Module):
-    """ids (B, N) -> logits (B, N, vocabulary): pre-norm RMSNorm blocks, tied embeddings, no positions outside.
+    """ids (B, N) -> logits (B, N, vocabulary): pre-norm blocks with RMSNorm, tied embeddings.
 
     Args:
         config: `BASEDS["360m"]`, `BASEDS["1.3b"]`, or sizes of your own. vocabulary: 50257 of GPT-2 filled up
@@ -121,9 +121,7 @@ class Based(nn.Module):
         states = {str(layer): block.mixer.start(batch) for layer, block in enumerate(self.blocks)}
         return State(states, states["0"].position)
 
-    def advance(
-        self, ids: Int[Tensor, "B N"], state: State
-    ) -> tuple[Float[Tensor, "B N vocabulary"], State]:
+    def advance(self, ids: Int[Tensor, "B N"], state: State) -> tuple[Float[Tensor, "B N vocabulary"], State]:
         """Logits at the next N tokens, and the state behind them."""
         x, after = self.embedding(ids), {}
         for layer, block in enumerate(self.blocks):

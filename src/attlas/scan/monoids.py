@@ -206,8 +206,9 @@ class TopR(Monoid):
         return values, torch.cat([index.unsqueeze(-1), index.new_full(rest, -1)], -1)
 
     def combine(self, earlier: Element, later: Element) -> Element:
-        values = torch.cat([earlier[0], later[0]], -1)
-        index = torch.cat([earlier[1], later[1]], -1)
+        values, index = (
+            torch.cat(torch.broadcast_tensors(*pair), -1) for pair in zip(earlier, later, strict=True)
+        )
         found = values.sort(dim=-1, descending=True, stable=True)
         return found.values[..., : self.r], index.gather(-1, found.indices[..., : self.r])
 
