@@ -13,6 +13,8 @@ from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
     MBConv,
@@ -33,8 +35,10 @@ __all__ = [
     "GPSA",
     "MIXERS",
     "QLSTM",
+    "SS2D",
     "Aaren",
     "BaseConv",
+    "BiMamba",
     "Block",
     "CausalFlowAttention",
     "ClearMix",
@@ -49,16 +53,20 @@ __all__ = [
     "LayoutGraph",
     "LinearAttention",
     "MBConv",
+    "Mamba",
     "MaxViTBlock",
     "MixerEntry",
+    "ModulatedBlock",
     "NormalisedLinear",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
+    "SelectiveSSM",
     "SelfAttention",
     "Setting",
+    "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
     "SparseHybrid",
@@ -69,6 +77,7 @@ __all__ = [
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",
+    "lamamba_block",
     "layout_graph",
     "mixer_entry",
     "places",

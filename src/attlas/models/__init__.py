@@ -7,6 +7,7 @@ from attlas.models.dependencyvit import DependencyViT
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
@@ -25,6 +26,8 @@ __all__ = [
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LaMambaDenoiser",
+    "LaMambaUNet",
     "LayoutEncoder",
     "LayoutShape",
     "MaxViT",

@@ -5,6 +5,7 @@ from attlas.scan.core import scan
 from attlas.scan.kernels import LRPE, Feature, Identity, Kernel, Taylor, elu1, relu, sigmoid
 from attlas.scan.monoids import Add, Affine, LogSumExp, Max, Monoid, SoftmaxMean, TopR
 from attlas.scan.prefix import prefix
+from attlas.scan.selective import selective_scan
 from attlas.scan.state import State
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "prefix",
     "relu",
     "scan",
+    "selective_scan",
     "sigmoid",
 ]
 
