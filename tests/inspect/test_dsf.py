@@ -20,7 +20,7 @@ from attlas.inspect import (
     state_size,
 )
 from attlas.inspect.from_mixer import _MAKERS
-from attlas.layers import MIXERS, LinearAttention, Setting, mixer_entry
+from attlas.layers import MIXERS, LinearAttention, Mamba, Setting, mixer_entry
 from attlas.scan import Identity, Taylor, elu1, scan
 
 n, C, H = 10, 8, 2
@@ -43,7 +43,7 @@ def realised(name):
     return mixer_entry(name).build(Setting(C, H)).double()
 
 
-KNOWN = ("linear", "normalised_linear", "qlstm", "qlstm_reversed")
+KNOWN = ("linear", "based_linear", "normalised_linear", "aaren", "mamba", "qlstm", "qlstm_reversed")
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -87,11 +87,18 @@ def test_every_scan_is_a_system(given, shared, draw):
     same(system.transfer(), weights[..., None, None] * one)
 
 
+def test_mamba_without_its_projection_is_a_system_too(draw):
+    mixer, x = Mamba(C, states=3, out=False).double(), draw(2, n, C)
+    same(from_mixer(mixer, x).run(), mixer(x))
+
+
 def test_a_class_of_yours_can_be_registered(draw):
     class Halved(LinearAttention):
         pass
 
-    with pytest.raises(TypeError, match="the system of Halved is not written down; known: LinearAttention"):
+    with pytest.raises(
+        TypeError, match="the system of Halved is not written down; known: Aaren, LinearAttention"
+    ):
         from_mixer(Halved(C, H).double(), draw(1, n, C))
     try:
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.inspect.ltv import LTV
-from attlas.inspect.realisations import coupled, linear_attention, normalised_attention, qlstm
-from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
-from attlas.scan import Identity, Kernel
+from attlas.inspect.realisations import coupled, linear_attention, normalised_attention, qlstm, s6
+from attlas.layers import QLSTM, Aaren, LinearAttention, Mamba, NormalisedLinear, TaylorAttention
+from attlas.scan import Identity, Kernel, Taylor
 
 __all__ = ["Realised", "from_mixer", "from_scan", "realisable", "realises"]
 
@@ -24,8 +24,8 @@ __all__ = ["Realised", "from_mixer", "from_scan", "realisable", "realises"]
 class Realised:
     """A system whose output for `inputs` (B, n, d) is the mixer's output.
 
-    `inputs` are the mixer's own with a column of ones behind them where it has biases (`ones`), or what
-    comes out of its short convolution: the recurrence begins there.
+    `inputs` are the mixer's own with a column of ones behind them (`ones`), which carries its biases; or
+    what comes out of its short convolution, where the recurrence begins.
     """
 
     system: LTV
@@ -122,30 +122,24 @@ def _running_maximum(log_gate: Tensor, log_decay: Tensor | None) -> Tensor:
     return fading + (log_gate - fading).cummax(-1).values
 
 
-def _joined(system: LTV, out: Tensor, bias: Tensor | None = None) -> LTV:
-    """Heads (B, H, ...) as one system, behind the output projection (C, H e) and its bias."""
-    heads = system.Lam.shape[1]
-    weight = out.unflatten(1, (heads, -1))
+def _behind(system: LTV, out: nn.Module, x: Tensor) -> Realised:
+    """Heads (B, H, ...) on [x; 1] as one system, behind the output projection with its bias."""
+    if not isinstance(out, nn.Linear):
+        raise TypeError(f"the output projection must be a Linear, got {type(out).__name__}")
+    weight = out.weight.unflatten(1, (system.Lam.shape[1], -1))
     read = torch.einsum("che,bhnes->bnchs", weight, system.C).flatten(-2)
-    through = None
-    if bias is not None:
-        through = read.new_zeros(*read.shape[:-1], system.inputs)
-        through[..., -1] = bias
-    return LTV(
-        system.Lam.transpose(1, 2).flatten(2),
-        system.B.transpose(1, 2).flatten(2, 3),
-        read,
-        through,
-    )
+    through = read.new_zeros(*read.shape[:-1], system.inputs)
+    if out.bias is not None:
+        through[..., -1] = out.bias
+    into = system.B.transpose(1, 2).flatten(2, 3)
+    whole = LTV(system.Lam.transpose(1, 2).flatten(2), into, read, through)
+    return Realised(whole, torch.cat([x, torch.ones_like(x[..., :1])], -1), ones=True)
 
 
 def _with_bias(layer: nn.Linear, heads: int) -> Tensor:
     """[W, b] per head, (H, e, C + 1)."""
-    return torch.cat([layer.weight, layer.bias[:, None]], 1).unflatten(0, (heads, -1))
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+    bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+    return torch.cat([layer.weight, bias[:, None]], 1).unflatten(0, (heads, -1))
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -156,16 +150,32 @@ def _split(x: Tensor, heads: int) -> Tensor:
 def _linear(mixer: LinearAttention, x: Tensor) -> Realised:
     query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
     value = _with_bias(mixer.value, mixer.heads)
-    system = from_scan(query, key, value, kernel=mixer.kernel, normalise=True)
-    return Realised(_joined(system, mixer.out.weight, mixer.out.bias), _with_ones(x), ones=True)
+    return _behind(from_scan(query, key, value, kernel=mixer.kernel, normalise=True), mixer.out, x)
+
+
+@realises(TaylorAttention)
+def _taylor(mixer: TaylorAttention, x: Tensor) -> Realised:
+    query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
+    value = _with_bias(mixer.value, mixer.heads)
+    system = from_scan(query, key, value, kernel=Taylor(), normalise=True, eps=mixer.eps)
+    return _behind(system, mixer.out, x)
 
 
 @realises(NormalisedLinear)
 def _normalised(mixer: NormalisedLinear, x: Tensor) -> Realised:
     query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
     value = _with_bias(mixer.value, mixer.heads)
-    system = normalised_attention(query, key, mixer.log_eta(x).mT, value)
-    return Realised(_joined(system, mixer.out.weight, mixer.out.bias), _with_ones(x), ones=True)
+    return _behind(normalised_attention(query, key, mixer.log_eta(x).mT, value), mixer.out, x)
+
+
+@realises(Aaren)
+def _aaren(mixer: Aaren, x: Tensor) -> Realised:
+    query = mixer.query(mixer.asks).unflatten(-1, (mixer.heads, -1))
+    key = _split(mixer.key(x), mixer.heads)
+    logit = torch.einsum("hd,bhnd->bhn", query, key) * query.shape[-1] ** -0.5
+    one = torch.ones_like(key[..., :1])
+    value = _with_bias(mixer.value, mixer.heads)
+    return _behind(from_scan(one, one, value, log_gate=logit, normalise=True), mixer.out, x)
 
 
 @realises(QLSTM)
@@ -177,3 +187,18 @@ def _qlstm(mixer: QLSTM, x: Tensor) -> Realised:
     system = qlstm(*mixer.gates(u).chunk(3, -1), one, alpha=alpha)
     read = (mixer.out.weight * functional.gelu(gate).unsqueeze(-2)) @ system.C
     return Realised(LTV(system.Lam, system.B, read), u)
+
+
+@realises(Mamba)
+def _mamba(mixer: Mamba, x: Tensor) -> Realised:
+    u, z = mixer.into(x).chunk(2, -1)
+    u, inner = mixer.conv(u), mixer.scan
+    steps, write, read = inner.steer(u).split((inner.rank, inner.states, inner.states), -1)
+    system = s6(functional.softplus(inner.step(steps)), -inner.log_rate.exp(), write, read, inner.skip)
+    one = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+    out = mixer.out.weight if isinstance(mixer.out, nn.Linear) else one
+    gated = out * functional.silu(z).unsqueeze(-2)
+    # Every channel is a system of its own until the projection: (B, E, n, S) becomes (B, n, E S).
+    into = torch.einsum("bens,ef->bnesf", system.B.squeeze(-1), one).flatten(2, 3)
+    seen = torch.einsum("bnce,bens->bnces", gated, system.C.squeeze(-2)).flatten(3)
+    return Realised(LTV(system.Lam.transpose(1, 2).flatten(2), into, seen, gated * inner.skip), u)

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attlas.scan.monoids import Affine
-from attlas.scan.prefix import prefix
+from attlas.scan import Affine, prefix
 
 __all__ = ["LTV"]
 

@@ -11,9 +11,7 @@ from torch.nn import functional
 
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.layers.short_conv import ShortConv
-from attlas.scan import Kernel, State, elu1, scan
-from attlas.scan.monoids import Affine
-from attlas.scan.prefix import prefix
+from attlas.scan import Affine, Kernel, State, elu1, prefix, scan
 from attlas.scan.state import wide
 
 __all__ = ["QLSTM", "LinearAttention", "NormalisedLinear"]

@@ -35,7 +35,8 @@ CARD = Card(
     code="IntelligentControlSystems/dsf-mqar",
     departures=(
         "Linear and normalised attention run by chunks and keep the undivided state: the state of the "
-        "divided system depends on the query and cannot be decoded from. The official code forms n x n weights.",
+        "divided system depends on the query and cannot be decoded from. The official code forms n x n "
+        "weights.",
         "qLSTM's gate is exp(-alpha softplus(f)), equal to the official sigmoid(-f)^alpha; its scan is plain "
         "torch in place of a CUDA kernel.",
         "Mixers whose system is not written down are measured from outside by their Jacobian, which lets the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attlas.catalog.claim import Claim, Step, Values, Verdict, remember, spread
 
@@ -18,15 +18,16 @@ VOCABULARY, LENGTH, PAIRS, WIDTH = 512, 64, 8, 64
 EXAMPLES, TESTED, BATCH, STEPS, LONG_STEPS = 20_000, 1000, 128, 600, 1250
 KEY_WIDTHS, LONG_KEY_WIDTHS = (8, 32), (8, 16, 32)
 LINEAR, NORMALISED, SOFTMAX = "linear", "normalised", "softmax"
-CONVERTED = ("linear", "normalised_linear", "qlstm", "qlstm_reversed", "s6")
+CONVERTED = ("linear", "based_linear", "normalised_linear", "aaren", "mamba", "qlstm", "qlstm_reversed")
+CONVERTED_LENGTH = 24
 LEARNT, RISE, EXACT = 0.9, 0.1, 1e-10
 SETTINGS = {
     "task": f"MQAR, vocabulary {VOCABULARY}, length {LENGTH}, {PAIRS} pairs, filler 0, {EXAMPLES} examples",
-    "model": f"2 layers, a convolution of three taps and the mixer, width {WIDTH}, 1 head, no MLP, no positions",
+    "model": f"2 layers, a convolution of three taps and the mixer, width {WIDTH}, 1 head, no MLP",
     "training": f"{STEPS} steps of {BATCH} ({LONG_STEPS} with --long), AdamW 3e-3 with cosine decay",
     "widths": f"queries and keys of {KEY_WIDTHS} channels ({LONG_KEY_WIDTHS} with --long); values {WIDTH}; "
     "softmax has queries and keys of the full width",
-    "conversion": f"{', '.join(CONVERTED)}, width 16, 2 heads, 24 tokens, float64",
+    "conversion": f"{', '.join(CONVERTED)}, width 16, 2 heads, {CONVERTED_LENGTH} tokens, float64",
 }
 
 
@@ -70,44 +71,20 @@ def accuracy(name: str, key_width: int, seed: int, steps: int, step: Step) -> Va
 def conversions(seed: int) -> Values:
     """Error of every converted mixer's transfer matrix against the mixer, relative to its largest output."""
     import torch
-    from torch.nn.functional import softplus
 
     from attlas.inspect import from_mixer
-    from attlas.inspect.realisations import s6
     from attlas.layers import MIXERS, Setting
 
-    generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    found, x = {}, draw(2, 24, 16)
+    found, x = {}, torch.randn(2, CONVERTED_LENGTH, 16, dtype=torch.float64)
     with torch.no_grad():
-        for name in CONVERTED[:-1]:
+        for name in CONVERTED:
             mixer = MIXERS[name].build(Setting(16, 2)).double()
-            system = from_mixer(mixer, x)
-            through = torch.einsum("bijed,bjd->bie", system.system.transfer(), system.inputs)
-            found[name] = _relative(through, mixer(x))
-        delta, A, b, c, u = (
-            softplus(draw(2, 24, 6)),
-            -draw(6, 4).exp(),
-            draw(2, 24, 4),
-            draw(2, 24, 4),
-            draw(2, 24, 6),
-        )
-        state, expected = torch.zeros(2, 6, 4, dtype=torch.float64), []
-        for at in range(24):
-            write = (delta[:, at] * u[:, at]).unsqueeze(-1) * b[:, at].unsqueeze(1)
-            state = (delta[:, at].unsqueeze(-1) * A).exp() * state + write
-            expected.append((state @ c[:, at].unsqueeze(-1)).squeeze(-1))
-        through = torch.einsum("bcijed,bcjd->bcie", s6(delta, A, b, c).transfer(), u.mT.unsqueeze(-1))
-        found["s6"] = _relative(through.squeeze(-1).mT, torch.stack(expected, 1))
-    return {f"error of {name} as a system": error for name, error in found.items()}
-
-
-def _relative(found: Any, expected: Any) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+            realised, exact = from_mixer(mixer, x), mixer(x)
+            through = torch.einsum("bijed,bjd->bie", realised.system.transfer(), realised.inputs)
+            error = (through - exact).abs().max() / exact.abs().max()
+            found[f"error of {name} as a system"] = error.item()
+    return found
 
 
 def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
