@@ -22,6 +22,7 @@ from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
+from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
@@ -53,6 +54,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "QLSTM",
     "SGLU",
     "SS2D",
     "ABCAttention",
@@ -80,6 +82,7 @@ __all__ = [
     "KernelMix",
     "LayoutGraph",
     "LightningAttention",
+    "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",
     "MBConv",
@@ -90,6 +93,7 @@ __all__ = [
     "MemoryAsLayer",
     "MixerEntry",
     "ModulatedBlock",
+    "NormalisedLinear",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",

@@ -12,6 +12,8 @@ _HOME = {
     "table": "print_results results_tables",
     "static_tables": "StaticTable load_patterns print_patterns static_tables",
     "static_page": "write_patterns",
+    "dsf_tables": "dsf_tables load_dsf print_dsf",
+    "dsf_page": "write_dsf",
     "page": "ReportFiles write_report",
     "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality "
     "span_map times",
@@ -27,12 +29,15 @@ __all__ = [
     "StaticTable",
     "budgets",
     "cost",
+    "dsf_tables",
+    "load_dsf",
     "load_patterns",
     "load_run",
     "needles",
     "pareto",
     "pattern_pictures",
     "png",
+    "print_dsf",
     "print_patterns",
     "print_results",
     "quality",
@@ -40,11 +45,14 @@ __all__ = [
     "span_map",
     "static_tables",
     "times",
+    "write_dsf",
     "write_patterns",
     "write_report",
 ]
 
 if TYPE_CHECKING:
+    from attlas.report.dsf_page import write_dsf as write_dsf
+    from attlas.report.dsf_tables import print_dsf as print_dsf
     from attlas.report.page import write_report as write_report
     from attlas.report.reading import load_run as load_run
     from attlas.report.static_page import write_patterns as write_patterns
