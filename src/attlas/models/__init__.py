@@ -8,6 +8,7 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.small_lm import SmallLM
+from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
 from attlas.models.window_net import WindowNet
 
@@ -20,11 +21,15 @@ __all__ = [
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LastToken",
     "LayoutEncoder",
     "LayoutShape",
+    "LearnedPositions",
     "MaxViT",
     "MaxViTConfig",
+    "MeanToken",
     "SmallLM",
+    "SmallNet",
     "SmallVision",
     "VideoDenoiser",
     "WindowNet",

@@ -5,12 +5,24 @@ from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
+from attlas.tasks.sequences import (
+    ASK_KEY,
+    PASSKEY_VOCABULARY,
+    SHOW_KEY,
+    copying,
+    digit_tokens,
+    induction,
+    passkey,
+)
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
+    "ASK_KEY",
     "INSTRUCTIONS",
+    "PASSKEY_VOCABULARY",
+    "SHOW_KEY",
     "SOURCES",
     "WORDINGS",
     "ByteText",
@@ -25,9 +37,13 @@ __all__ = [
     "Wording",
     "build_items",
     "byte_text",
+    "copying",
+    "digit_tokens",
     "digits_on_canvas",
     "encode",
+    "induction",
     "load_source",
+    "passkey",
     "photo_crops",
     "photos",
     "prompt_pieces",
