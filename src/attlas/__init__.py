@@ -21,6 +21,7 @@ ROOMS = (
     "pattern",
     "score",
     "attend",
+    "scan",
     "cache",
     "layers",
     "models",
@@ -56,6 +57,7 @@ __all__ = ["ROOMS", "__version__", *ROOMS, *_HOME]
 if TYPE_CHECKING:
     from attlas.attend import attend as attend
     from attlas.bridges import applied as applied
+    from attlas.scan import scan as scan
     from attlas.tune import tune as tune
 
 

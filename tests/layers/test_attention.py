@@ -39,7 +39,7 @@ def test_the_space_of_the_tokens_is_handed_on():
     layer = Block(16, SelfAttention(16, 2, pattern=causal() & window(3), base=100.0))
     x = torch.randn(1, 8, 16)
     order = torch.tensor([3, 0, 7, 1, 2, 5, 4, 6])
-    moved = layer(x[:, order], Tokens.at(order, total=8))
+    moved = layer(x[:, order], at=Tokens.at(order, total=8))
     torch.testing.assert_close(moved, layer(x)[:, order], atol=1e-5, rtol=1e-5)
 
 
@@ -69,6 +69,6 @@ def test_interpolated_positions_are_divided():
     plain = SelfAttention(8, 2, pattern=causal(), base=100.0).double()
     plain.load_state_dict(wide.state_dict())
     even = Tokens.at(2 * at, total=12)
-    torch.testing.assert_close(wide(x[None], even), plain(x[None]))
+    torch.testing.assert_close(wide(x[None], at=even), plain(x[None]))
     with pytest.raises(ValueError, match="factor must be above 0 .*got 0"):
         rotary(x, at, factor=0.0)

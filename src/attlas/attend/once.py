@@ -9,10 +9,15 @@ from torch import Tensor
 __all__ = ["once"]
 
 
-def once(found: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients `found`, tied to the `inputs` of their backward so that a second one is refused."""
+def once(
+    found: Sequence[Tensor | None], inputs: Sequence[Tensor], who: str = "attend: the backend 'rows'"
+) -> list[Tensor | None]:
+    """The gradients `found`, tied to the `inputs` of their backward so that a second one is refused.
+
+    `who`: begins the refusal's text.
+    """
     held = [tensor for tensor in found if tensor is not None]
-    tied = iter(_Once.apply(len(held), *held, *inputs))
+    tied = iter(_Once.apply(who, len(held), *held, *inputs))
     return [None if tensor is None else next(tied) for tensor in found]
 
 
@@ -20,12 +25,13 @@ class _Once(torch.autograd.Function):
     """Passes gradients on and refuses to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, who: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.who = who
         return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "attend: the backend 'rows' is differentiable once, and a gradient of its gradient was "
-            "asked for; use backend='reference' for second derivatives"
+            f"{ctx.who} is differentiable once, and a gradient of its gradient was asked for; use "
+            "backend='reference' for second derivatives"
         )

@@ -16,11 +16,15 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
+from attlas.layers.short_conv import ShortConv
 
 __all__ = [
+    "FORMS",
     "GPSA",
+    "MIXERS",
     "Block",
     "ClearMix",
     "DependencyBlock",
@@ -30,12 +34,15 @@ __all__ = [
     "LayoutGraph",
     "MBConv",
     "MaxViTBlock",
+    "MixerEntry",
     "Partition",
     "PartitionAttention",
     "PooledKeys",
     "RelativeBias",
     "ReversedAttention",
     "SelfAttention",
+    "Setting",
+    "ShortConv",
     "SoftmaxMix",
     "StreamAttention",
     "TwoStreamAttention",
@@ -44,6 +51,8 @@ __all__ = [
     "grid_partition",
     "halo_attention",
     "layout_graph",
+    "mixer_entry",
     "places",
+    "register_mixer",
     "rotary",
 ]
