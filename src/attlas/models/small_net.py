@@ -39,7 +39,9 @@ class SmallNet(nn.Module):
         norm = partial(nn.RMSNorm, eps=1e-6)
         # Half a unit more, so that rounding down gives `inner` again.
         ratio = 4.0 if inner is None else (inner + 0.5) / width
-        self.blocks = nn.ModuleList(Block(width, mixer, ratio=ratio, norm=norm, bias=False) for mixer in mixers)
+        self.blocks = nn.ModuleList(
+            Block(width, mixer, ratio=ratio, norm=norm, bias=False) for mixer in mixers
+        )
         self.norm = norm(width)
         self.head = head()
 

@@ -1,94 +1,39 @@
-"""The tasks on which token mixers are compared: data, what is asked, and the network around the mixers."""
+"""The tasks on which token mixers are compared."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from attlas.catalog.bench.task import ACCURACY, BITS, ERROR, UNDER_TEST, Batch, BenchTask, Split
 from attlas.models import LastToken, LearnedPositions, MeanToken
 from attlas.tasks import (
     PASSKEY_VOCABULARY,
-    UNASKED,
     ByteText,
     byte_text,
     copying,
     digit_tokens,
+    forecasts,
     induction,
+    load_series,
     load_source,
     mqar,
     passkey,
 )
 
-__all__ = ["ACCURACY", "BITS", "TASKS", "UNDER_TEST", "BenchTask", "Objective", "Split"]
-
-Batch = tuple[Tensor, Tensor]
-UNDER_TEST = "the mixer under test"
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised in training and what is told of the result.
-
-    loss(output, labels): a scalar in nats (or a squared error); score(output, labels): the figure told.
-    """
-
-    name: str
-    higher_is_better: bool
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-
-
-def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
-    """Mean over what is asked, in nats; output (B, N, V) or (B, V)."""
-    return functional.cross_entropy(output.flatten(0, -2).float(), labels.flatten(), ignore_index=UNASKED)
-
-
-def _right(output: Tensor, labels: Tensor) -> Tensor:
-    asked = labels != UNASKED
-    return (output.argmax(-1)[asked] == labels[asked]).double().mean()
-
-
-ACCURACY = Objective("accuracy", True, _cross_entropy, _right)
-BITS = Objective(
-    "bits per byte", False, _cross_entropy, lambda output, labels: _cross_entropy(output, labels) / math.log(2)
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Endless (inputs, labels) to train on, and those to judge by."""
-
-    batches: Iterator[Batch]
-    held_out: Batch
-
-
-@dataclass(frozen=True, eq=False)
-class BenchTask:
-    """A task, the network around its mixers, and how long to train the reference.
-
-    data(seed, tuning): what a seed trains on and is judged by; with `tuning` judged by examples that are in
-    no test. layers: mixers by name, UNDER_TEST where the compared one stands. embedding, head: made for a
-    width. steps: of the reference mixer; the others get as many as their FLOPs allow.
-    """
-
-    name: str
-    says: str
-    objective: Objective
-    length: int
-    causal: bool
-    layers: tuple[str, ...]
-    embedding: Callable[[int], nn.Module]
-    head: Callable[[int], nn.Module]
-    data: Callable[[int, bool], Split]
-    batch: int
-    steps: int
-
+__all__ = [
+    "TASKS",
+    "copy_task",
+    "digits_task",
+    "induction_task",
+    "passkey_task",
+    "recall_task",
+    "series_task",
+    "text_task",
+]
 
 # A short convolution first, as in the recall experiments of Zoology and BASED: it brings a value's key to it.
 SHIFTED = ("base_conv", UNDER_TEST)
@@ -294,6 +239,32 @@ def digits_task(
     )
 
 
+def series_task(
+    *, length: int = 96, horizon: int = 24, batch: int = 32, steps: int = 400, name: str = "elnino"
+) -> BenchTask:
+    """A monthly temperature: the next two years from eight."""
+
+    def data(seed: int, tuning: bool) -> Split:
+        found = forecasts(load_series(name), length, horizon)
+        batches = ((given, answer.flatten(1)) for given, _, answer in found.batches(batch, seed))
+        given, _, answer = found.windows(found.validation if tuning else found.test)
+        return Split(batches, (given, answer.flatten(1)))
+
+    return BenchTask(
+        name="series",
+        says=f"{horizon} months of the sea's temperature (El Nino) from the {length} before, standardised",
+        objective=ERROR,
+        length=length,
+        causal=True,
+        layers=TWICE,
+        embedding=lambda width: nn.Sequential(nn.Linear(1, width), LearnedPositions(length, width)),
+        head=lambda width: nn.Sequential(LastToken(), nn.Linear(width, horizon)),
+        data=data,
+        batch=batch,
+        steps=steps,
+    )
+
+
 TASKS: dict[str, BenchTask] = {
     task.name: task
     for task in (
@@ -303,6 +274,7 @@ TASKS: dict[str, BenchTask] = {
         copy_task(),
         induction_task(),
         text_task(),
+        series_task(),
         digits_task("digits", causal=False),
         digits_task("digits_causal", causal=True),
     )
