@@ -2,6 +2,7 @@
 
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
@@ -24,6 +25,7 @@ __all__ = [
     "PASSKEY_VOCABULARY",
     "SHOW_KEY",
     "SOURCES",
+    "UNASKED",
     "WORDINGS",
     "ByteText",
     "ItemScore",
@@ -33,6 +35,7 @@ __all__ = [
     "Passages",
     "Question",
     "QuestionScore",
+    "Recall",
     "TextSource",
     "Wording",
     "build_items",
@@ -43,6 +46,7 @@ __all__ = [
     "encode",
     "induction",
     "load_source",
+    "mqar",
     "passkey",
     "photo_crops",
     "photos",
