@@ -457,7 +457,7 @@ def test_bench_patterns_prints_and_writes(attlas_says, tmp_path, monkeypatch):
 
 def test_bench_patterns_refuses_what_cannot_work(refused, tmp_path):
     error = refused("bench", "patterns", "--grid", "4x4", "--out", tmp_path)
-    assert "grid is FRAMESxHEIGHTxWIDTH, as in 16x16x24, or '' for none; got '4x4'" in error
+    assert "grid is FRAMESxHEIGHTxWIDTH, as in 48x8x16, or '' for none; got '4x4'" in error
     error = refused("bench", "patterns", "--plan", tmp_path / "plan.json", "--out", tmp_path)
     assert "a plan needs the model that it was made for: give --model too" in error
     assert "length must be at least 64 tokens, got 3" in refused("bench", "patterns", "--length", 3)

@@ -37,7 +37,7 @@ def patterns(
         ),
     ] = None,
     layers: Annotated[int, typer.Option(help="Layers after which the reach is told.")] = 4,
-    grid: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH of the grid; '' for none.")] = "16x16x24",
+    grid: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH of the grid; '' for none.")] = "48x8x16",
     model: Annotated[
         str | None,
         typer.Option(help="Try them on a pretrained MODEL, untrained for them, too.", show_default=False),
@@ -191,6 +191,6 @@ def _grid(text: str) -> tuple[int, int, int] | None:
         return None
     found = GRID.fullmatch(text)
     if found is None:
-        raise UsageError(f"grid is FRAMESxHEIGHTxWIDTH, as in 16x16x24, or '' for none; got {text!r}")
+        raise UsageError(f"grid is FRAMESxHEIGHTxWIDTH, as in 48x8x16, or '' for none; got {text!r}")
     frames, height, width = (int(part) for part in found.groups())
     return frames, height, width

@@ -3,6 +3,7 @@
 from attlas.layers.attention import SelfAttention
 from attlas.layers.block import Block
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
+from attlas.layers.combiner import Combiner
 from attlas.layers.convit import GPSA
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
@@ -27,6 +28,7 @@ __all__ = [
     "MIXERS",
     "Block",
     "ClearMix",
+    "Combiner",
     "DependencyBlock",
     "GraphLayoutAttention",
     "HaloAttention",
