@@ -16,59 +16,14 @@ from torch.utils.flop_counter import flop_registry
 __all__ = ["Flops", "count_flops"]
 
 # Operations that only place numbers, beside those that are views.
-MOVES = frozenset(
-    [
-        "_to_copy",
-        "_unsafe_view",
-        "as_strided_scatter",
-        "cat",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "copy_",
-        "detach",
-        "embedding",
-        "embedding_dense_backward",
-        "empty",
-        "empty_like",
-        "empty_permuted",
-        "empty_strided",
-        "expand_copy",
-        "fill",
-        "fill_",
-        "flip",
-        "full",
-        "full_like",
-        "gather",
-        "index",
-        "index_put",
-        "index_put_",
-        "index_select",
-        "new_empty",
-        "new_empty_strided",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "ones",
-        "ones_like",
-        "repeat",
-        "roll",
-        "scalar_tensor",
-        "select_backward",
-        "select_scatter",
-        "slice_backward",
-        "slice_scatter",
-        "stack",
-        "t_copy",
-        "tril",
-        "triu",
-        "where",
-        "zero",
-        "zero_",
-        "zeros",
-        "zeros_like",
-    ]
-)
+_MOVES = """
+    _to_copy _unsafe_view as_strided_scatter cat clone constant_pad_nd copy copy_ detach embedding
+    embedding_dense_backward empty empty_like empty_permuted empty_strided expand_copy fill fill_ flip full
+    full_like gather index index_put index_put_ index_select new_empty new_empty_strided new_full new_ones
+    new_zeros ones ones_like repeat roll scalar_tensor select_backward select_scatter slice_backward
+    slice_scatter stack t_copy tril triu where zero zero_ zeros zeros_like
+"""
+MOVES = frozenset(_MOVES.split())
 
 
 @dataclass(frozen=True)

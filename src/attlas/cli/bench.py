@@ -147,7 +147,7 @@ def mixers(
     The frontier of recall and state, about an hour on 2 cores:
 
       attlas bench mixers --task mqar --widths 16,32,64 --mixer softmax --mixer window --mixer based_linear
-      --mixer lightning --mixer mamba --mixer titans_mag --mixer base_conv --mixer sparse_hybrid
+      --mixer lightning --mixer mamba --mixer titans_mag --mixer base_conv_long --mixer sparse_hybrid
     """
     from attlas.catalog.bench.mixer_settings import MixerSettings
     from attlas.catalog.bench.mixers import bench_mixers

@@ -45,7 +45,7 @@ def _told(task: Row) -> list[Row]:
 
 
 def frontier_figure(result: Row, task: Row) -> Chart:
-    """The task's result against the bytes of the state, a point per mixer and width: the frontier of BASED."""
+    """The task's result against the bytes of the state, a point per mixer and width (as BASED)."""
     names, (colour, shape) = _names(result), _look(result)
     rows = [
         {
@@ -73,7 +73,7 @@ def frontier_figure(result: Row, task: Row) -> Chart:
     better = "higher" if task["higher_is_better"] else "lower"
     lines = [
         f"{task['says']}; {better} is better",
-        f"mean and standard deviation over {result['settings']['seeds']} seeds, at equal parameters and FLOPs",
+        f"mean and standard deviation of {result['settings']['seeds']} seeds at equal parameters and FLOPs",
     ]
     return titled(alt.layer(*layers).properties(**SIDE), f"{task['name']}: result against state", lines)
 

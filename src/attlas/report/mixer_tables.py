@@ -80,26 +80,22 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
             )
         )
     better = "higher" if task["higher_is_better"] else "lower"
+    reference, rates = settings["reference"], ", ".join(f"{rate:g}" for rate in settings["rates"])
     notes = [
-        f"{task['metric'].capitalize()} on held-out data, {better} is better: mean and standard deviation over "
-        f"{settings['seeds']} seeds at the learning rate that did best with a seed and data of its own, of "
-        f"{', '.join(f'{rate:g}' for rate in settings['rates'])}. Blocks: {', '.join(task['layers'])}.",
-        f"Equal budgets: the MLP's width makes the parameters of the blocks those of {settings['reference']} "
-        f"with an MLP of {settings['ratio']} times the width; steps make the FLOPs of training (forward and "
-        f"backward, as computed; {task['batch']} sequences a step) those of its {task['steps']} steps. State: "
-        "what the mixers of the network keep of one sequence of this length; none where they cannot go on "
-        "token by token.",
+        f"{task['metric'].capitalize()} on held-out data, {better} is better: mean and standard deviation of "
+        f"{settings['seeds']} seeds, at the learning rate of {rates} that did best with a seed and data of "
+        f"its own. Blocks: {', '.join(task['layers'])}.",
+        f"Equal budgets: the MLP's width makes the parameters of the blocks those of {reference} with an MLP "
+        f"of {settings['ratio']} times the width; the steps make the FLOPs of training (forward and backward "
+        f"as computed, {task['batch']} sequences a step) those of its {task['steps']} steps. State: what the "
+        "mixers of the network keep of one sequence of this length; none: they cannot go on token by token.",
     ]
-    notes += [
-        f"FLOPs of {called[row['mixer']]} lack {', '.join(row['uncounted'])}."
-        for row in there
-        if row["uncounted"]
-    ]
-    notes += [
-        f"{called[row['mixer']]}: {row['diverged']} of {len(row['runs'])} seeds diverged and are left out of the mean."
-        for row in there
-        if row["diverged"]
-    ]
+    for row in there:
+        if row["uncounted"]:
+            notes.append(f"FLOPs of {called[row['mixer']]} lack {', '.join(row['uncounted'])}.")
+        if row["diverged"]:
+            lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
+            notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
     notes += [f"Left out: {row['absent']}." for row in task["rows"] if "absent" in row]
     title = f"{task['name']}: {task['says']}"
     return StaticTable(f"task-{task['name']}", title, tuple(columns), tuple(cells), tuple(notes))
@@ -113,13 +109,14 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
     lengths = speed["lengths"]
     there = [row for row in speed["rows"] if any(value is not None for value in row["forward_ms"])]
     called = labels([row["mixer"] for row in speed["rows"]])
-    columns = ("mixer", "length", "forward ms", "training ms", "MiB", "token us", "state KiB") + tuple(
-        f"pays from: {name}" for _, name in MEASURES
+    columns = (
+        *("mixer", "length", "forward ms", "training ms", "MiB", "token us", "state KiB"),
+        *(f"pays from: {name}" for _, name in MEASURES),
     )
     cells = []
     for row in there:
         last = max(at for at, value in enumerate(row["forward_ms"]) if value is not None)
-        token = row["decode_us"][last]
+        token, pays = row["decode_us"][last], speed["efficiency"].get(row["mixer"], {})
         cells.append(
             (
                 called[row["mixer"]],
@@ -129,28 +126,24 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
                 f"{row['train_bytes'][last] / 2**20:,.1f}",
                 "none" if token is None else f"{token:,.0f}",
                 _kib(row["state_bytes"][last]),
-                *(
-                    _pays(speed["efficiency"].get(row["mixer"], {}).get(name), lengths)
-                    for name, _ in MEASURES
-                ),
+                *(_pays(pays.get(name), lengths) for name, _ in MEASURES),
             )
         )
     notes = [
-        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence of the longest length "
-        "that was measured, all mixers in turns in one process. Training: forward and backward; MiB: the most "
-        "that torch holds for it; token: one more behind the sequence, from the state.",
+        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence of the longest "
+        "length that was measured, all mixers in turns in one process. Training: forward and backward; MiB: "
+        "the most that torch holds for it; token: one more behind the sequence, from the state.",
         f"Pays from: the efficiency length of CAB (arXiv 2210.07661), from where on it costs less than "
         f"{reference}: the larger root between a fit a n^2 + b n + c of that one's cost and d n + e of the "
         f"mixer's, of times without the shortest length. In brackets: outside of {lengths[0]:,} to "
         f"{lengths[-1]:,} tokens, extrapolated.",
     ]
     notes += [f"Left out: {row['absent']}." for row in speed["rows"] if "absent" in row]
-    notes += [
-        f"{called[row['mixer']]} was not measured beyond {lengths[row['forward_ms'].index(None) - 1]:,} tokens: a "
-        f"training call took more than {speed['slow']:.0f} s."
-        for row in there
-        if None in row["forward_ms"] and "absent" not in row
-    ]
+    for row in there:
+        if None in row["forward_ms"] and "absent" not in row:
+            last = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
+            slow = f"a training call took more than {speed['slow']:.0f} s"
+            notes.append(f"{called[row['mixer']]} was not measured beyond {last}: {slow}.")
     return StaticTable("speed", "Time and memory of one layer", columns, tuple(cells), tuple(notes))
 
 

@@ -15,6 +15,7 @@ from attlas.tasks.sequences import (
     induction,
     passkey,
 )
+from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_series
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
@@ -23,11 +24,13 @@ __all__ = [
     "ASK_KEY",
     "INSTRUCTIONS",
     "PASSKEY_VOCABULARY",
+    "SERIES",
     "SHOW_KEY",
     "SOURCES",
     "UNASKED",
     "WORDINGS",
     "ByteText",
+    "Forecasts",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -36,6 +39,7 @@ __all__ = [
     "Question",
     "QuestionScore",
     "Recall",
+    "Series",
     "TextSource",
     "Wording",
     "build_items",
@@ -44,7 +48,9 @@ __all__ = [
     "digit_tokens",
     "digits_on_canvas",
     "encode",
+    "forecasts",
     "induction",
+    "load_series",
     "load_source",
     "mqar",
     "passkey",

@@ -63,8 +63,8 @@ def fit(
     """Train `model` in place on the next `recipe.steps` batches; the loss before each update.
 
     `loss(model, batch)` is a scalar. `step` is told the progress. The run is repeatable: it draws no random
-    numbers itself. Raises ValueError where the batches end too soon, `Diverged` (one too) where the loss is not
-    finite.
+    numbers itself. Raises ValueError where the batches end too soon, `Diverged` (one too) where the loss is
+    not finite.
     """
     from ignite.engine import Engine, Events
 

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attlas._common.flops import count_flops
-from attlas.catalog.bench.task import UNDER_TEST, BenchTask
+from attlas.catalog.bench.task import UNDER_TEST, Batch, BenchTask
 from attlas.layers import MixerEntry, Setting, mixer_entry
 from attlas.models import SmallNet
 
-__all__ = ["RATIO", "REFERENCE", "TOLERANCE", "Fitted", "Size", "fitted", "make_net", "state_bytes"]
+__all__ = [
+    "RATIO",
+    "REFERENCE",
+    "TOLERANCE",
+    "Fitted",
+    "Size",
+    "fitted",
+    "make_net",
+    "state_bytes",
+    "training_loss",
+]
 
 REFERENCE = "softmax"
 RATIO = 4  # hidden over outer width of the reference's MLP
@@ -36,8 +46,8 @@ class Fitted:
 
     inner: hidden width of the MLPs. parameters: of the blocks, budget: those of the reference (embedding and
     head are the same for all). flops: of forward and backward, per sequence; steps: of training; uncounted:
-    operations that nobody counts; flops_budget: flops x steps of the reference. state_bytes: what the mixers of the network remember of a sequence of the
-    task's length, None without such a form.
+    operations that nobody counts; flops_budget: flops x steps of the reference. state_bytes: what the mixers
+    of the network remember of a sequence of the task's length, None without such a form.
     """
 
     inner: int
@@ -93,8 +103,9 @@ def fitted(task: BenchTask, entry: MixerEntry, size: Size, *, steps: int | None 
     inner = 1 + round((budget - least) / unit)
     if inner < 1 or abs(least + (inner - 1) * unit - budget) > TOLERANCE * budget:
         raise ValueError(
-            f"mixer {entry.name} has {least:,} parameters in the blocks at width {size.width} with the smallest "
-            f"MLP, above the {budget:,} of {REFERENCE} with its MLP: no width of the MLP makes them equal"
+            f"mixer {entry.name} has {least:,} parameters in the blocks at width {size.width} with the "
+            f"smallest MLP, above the {budget:,} of {REFERENCE} with its MLP: no width of the MLP "
+            "makes them equal"
         )
     net = make_net(task, entry, size, inner)
     flops, unknown = _flops(task, net)
@@ -110,6 +121,14 @@ def fitted(task: BenchTask, entry: MixerEntry, size: Size, *, steps: int | None 
     )
 
 
+def training_loss(task: BenchTask, net: nn.Module, batch: Batch) -> Tensor:
+    """The task's loss, and what mixers add to it themselves: their tensor `auxiliary`, set in training."""
+    inputs, labels = batch
+    loss = task.objective.loss(net(inputs), labels)
+    added = [getattr(module, "auxiliary", None) for module in net.modules()]
+    return loss + sum(one for one in added if isinstance(one, Tensor))
+
+
 def _block_parameters(net: SmallNet) -> int:
     return sum(parameter.numel() for parameter in net.blocks.parameters())
 
@@ -117,7 +136,7 @@ def _block_parameters(net: SmallNet) -> int:
 def _flops(task: BenchTask, net: SmallNet) -> tuple[int, tuple[str, ...]]:
     """Forward and backward of the training loss, per sequence."""
     inputs, labels = (part[:COUNTED] for part in task.data(0, True).held_out)
-    found = count_flops(lambda: task.objective.loss(net(inputs), labels).backward())
+    found = count_flops(lambda: training_loss(task, net, (inputs, labels)).backward())
     return found.total // len(inputs), found.unknown
 
 

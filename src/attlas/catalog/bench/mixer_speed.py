@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attlas._common.measuring import extra_bytes, in_turns
 from attlas.catalog.bench.mixer_nets import REFERENCE, Size
+from attlas.laws import efficiency_length
 from attlas.layers import MixerEntry, Setting
 
-__all__ = ["MEASURES", "SLOW", "efficiency", "efficiency_length", "speed_at"]
+__all__ = ["MEASURES", "SLOW", "efficiency", "speed_at"]
 
 MEASURES = ("forward_ms", "train_ms", "train_bytes")
 SLOW = 10.0  # seconds of a training call beyond which a mixer sits out longer sequences
 TIMES = 3
+FITTED = 3  # lengths at least
 
 
 def speed_at(
@@ -94,9 +95,9 @@ def _decoding(
 def efficiency(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> dict[str, dict[str, Any]]:
     """For every mixer beside the reference and every measure: the efficiency length of CAB, or why none.
 
-    The reference's cost is fitted by a n^2 + b n + c, the mixer's by d n + e, over the lengths that both
-    have; of times without the shortest one, as in the source (arXiv 2210.07661). {mixer: {measure: {"length"}
-    or {"absent"}}}.
+    The reference's cost is fitted by a n^2 + b n + c, the mixer's by d n + e (of times without the shortest
+    length), over the lengths that both have: arXiv 2210.07661. {mixer: {measure: {"length" or "absent": why,
+    "quadratic", "linear" and "fits" where there are any}}}.
     """
     table = {row["mixer"]: row for row in rows}
     if REFERENCE not in table:
@@ -116,27 +117,12 @@ def _crossing(
         for length, a, b in zip(lengths, dense[measure], row[measure], strict=True)
         if a is not None and b is not None
     ]
-    kept = both[1:] if measure.endswith("_ms") else both
-    if len(kept) < 3:
-        return {"absent": "too few lengths for a fit, it needs 3 (of times without the shortest)"}
-    found = efficiency_length(*zip(*kept, strict=True))
-    if found is None:
-        return {"absent": "the fits do not cross at a positive length"}
-    return {"length": found}
-
-
-def efficiency_length(
-    lengths: Sequence[float], dense: Sequence[float], efficient: Sequence[float]
-) -> float | None:
-    """The larger root of a n^2 + (b - d) n + (c - e), least squares fits of both costs; None: none above 0.
-
-    From there on the efficient mixer costs less, provided that a > 0: without growth of the dense cost there
-    is no such length.
-    """
-    a, b, c = np.polyfit(lengths, dense, 2)
-    d, e = np.polyfit(lengths, efficient, 1)
-    inside = (b - d) ** 2 - 4 * a * (c - e)
-    if a <= 0 or inside < 0:
-        return None
-    root = float((d - b + inside**0.5) / (2 * a))
-    return root if root > 0 else None
+    if len(both) < FITTED:
+        return {"absent": f"a fit needs {FITTED} lengths, there are {len(both)}"}
+    at, costs, own = zip(*both, strict=True)
+    # As in the source: the shortest time does not lie on the line yet.
+    found = efficiency_length(at, costs, own, skip=int(measure.endswith("_ms")))
+    facts = {"quadratic": list(found.quadratic), "linear": list(found.linear), "fits": list(found.fits)}
+    if found.length is None:
+        return facts | {"absent": "the fits do not cross"}
+    return facts | {"length": found.length}

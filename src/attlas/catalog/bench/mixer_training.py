@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attlas.catalog.bench.mixer_nets import Fitted, Size, make_net
+from attlas.catalog.bench.mixer_nets import Fitted, Size, make_net, training_loss
 from attlas.catalog.bench.task import Batch, BenchTask
 from attlas.layers import MixerEntry
 from attlas.train import SMALL_RECIPE, Diverged, Recipe, fit
@@ -43,12 +44,8 @@ def net_values(
         steps=plan.steps, learning_rate=rate, warm_up=min(SMALL_RECIPE.warm_up, max(1, plan.steps // 5))
     )
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        inputs, labels = batch
-        return task.objective.loss(model(inputs), labels)
-
     try:
-        losses = fit(net, split.batches, loss, recipe, step=step)
+        losses = fit(net, split.batches, partial(training_loss, task), recipe, step=step)
     except Diverged as error:
         return {"seed": seed, "rate": rate, "diverged": str(error)}
     score, held_out = _judge(task, net, split.held_out)

@@ -1,6 +1,7 @@
-"""Token mixers side by side: small networks with equal parameters and FLOPs, and one layer against the length.
+"""Token mixers side by side: small networks of equal parameters and FLOPs, and one layer against the length.
 
-Every trained network is a file of its own beside the result until all are there: an interrupted run continues.
+Every trained network is a file of its own beside the result until all are there: an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from attlas.catalog.bench.mixer_training import TUNING_SEED, best_rate, net_valu
 from attlas.catalog.bench.parts import Parts
 from attlas.catalog.bench.task import BenchTask
 from attlas.layers import MixerEntry, mixer_entry
+from attlas.layers.contract import check_mixer
 from attlas.tune import Progress, Silent
 
 __all__ = ["NAME", "SCHEMA", "VERSION", "bench_mixers"]
@@ -49,7 +51,7 @@ def bench_mixers(
     mixer one network per learning rate and one per seed.
     """
     progress, folder = progress or Silent(), check_folder(out)
-    entries = [_entry(name) for name in settings.mixers]
+    entries = [_entry(name, settings.heads) for name in settings.mixers]
     kept = Parts(folder / f"{NAME}-{_digest()}.partial", SCHEMA, VERSION)
     if fresh:
         kept.remove()
@@ -73,12 +75,22 @@ def bench_mixers(
     return result
 
 
-def _entry(name: str) -> MixerEntry:
+def _entry(name: str, heads: int) -> MixerEntry:
     """A registered mixer, or one of the user's that keeps the contract."""
     try:
-        return mixer_entry(name)
+        entry = mixer_entry(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if ":" not in name:
+        return entry
+    # A mixer that looks ahead would win every comparison.
+    findings = [one for one in check_mixer(entry, width=4 * heads, heads=heads) if one.check != "forms"]
+    if findings:
+        raise UsageError(
+            f"mixer {name} breaks the contract of mixers, its figures would mislead; mend it first:\n  "
+            + "\n  ".join(map(str, findings))
+        )
+    return entry
 
 
 @dataclass(frozen=True, eq=False)
