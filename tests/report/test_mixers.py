@@ -111,13 +111,13 @@ def test_tables_hold_what_was_measured():
     recall, speed = mixer_tables(RESULT)
     assert recall.columns[:4] == ("mixer", "accuracy", "sd", "rate")
     assert recall.rows[0] == (
-        *("softmax", "0.988", "0.012", "0.003", "65,000", "100.0%", "256", "10", "600", "0.384", "100.0%"),
+        *("softmax", "0.988", "0.012", "0.003", "65,000", "100.0", "256", "10", "600", "100.0"),
         "32.0",
     )
     assert (
         recall.rows[1][0] == "Mine"
-        and recall.rows[1][5] == "99.0%"
-        and recall.rows[1][-2:] == ("101.0%", "none")
+        and recall.rows[1][5] == "99.0"
+        and recall.rows[1][-2:] == ("101.0", "none")
     )
     assert recall.notes[-3:] == (
         "FLOPs of Mine lack mine::kernel.",
@@ -172,10 +172,10 @@ def test_loss_is_the_mean_of_the_seeds_that_finished():
     spec = loss_figure(RESULT, TASK).to_dict()
     line = rows_of(spec, spec["layer"][0])
     assert line == [
-        {"mixer": "softmax", "tflop": 1.0, "loss": 4.0},
-        {"mixer": "softmax", "tflop": 2.0, "loss": 1.5},
-        {"mixer": "Mine", "tflop": 1.0, "loss": 3.0},
-        {"mixer": "Mine", "tflop": 2.0, "loss": 1.0},
+        {"mixer": "softmax", "gflop": 1000.0, "loss": 4.0},
+        {"mixer": "softmax", "gflop": 2000.0, "loss": 1.5},
+        {"mixer": "Mine", "gflop": 1000.0, "loss": 3.0},
+        {"mixer": "Mine", "gflop": 2000.0, "loss": 1.0},
     ]
 
 

@@ -61,7 +61,9 @@ def frontier_figure(result: Row, task: Row) -> Chart:
     wide = [*(row["low"] for row in rows), *(row["high"] for row in rows)]
     domain = [0.0, max(1.0, *wide)] if task["metric"] == "accuracy" else alt.Undefined
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("kib:Q", title="state of one sequence, KiB", scale=alt.Scale(type="log", padding=20)),
+        x=alt.X(
+            "kib:Q", title="state of one sequence, KiB", scale=alt.Scale(type="log", nice=False, padding=24)
+        ),
         color=colour,
     )
     y = alt.Y("score:Q", title=task["metric"], scale=alt.Scale(domain=domain, zero=False))
@@ -89,13 +91,13 @@ def loss_figure(result: Row, task: Row) -> Chart:
             rows += [
                 {
                     "mixer": names[row["mixer"]],
-                    "tflop": at[0][0] / 1e12,
+                    "gflop": at[0][0] / 1e9,
                     "loss": statistics.fmean(p[1] for p in at),
                 }
                 for at in zip(*curves, strict=True)
             ]
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("tflop:Q", title="TFLOP of training"),
+        x=alt.X("gflop:Q", title="GFLOP of training"),
         y=alt.Y("loss:Q", title="training loss", scale=alt.Scale(zero=task["metric"] == "accuracy")),
         color=colour,
     )
@@ -104,7 +106,7 @@ def loss_figure(result: Row, task: Row) -> Chart:
         for name in names.values()
         if any(row["mixer"] == name for row in rows)
     ]
-    last = alt.Chart(data(ends)).encode(x="tflop:Q", y="loss:Q", color=colour, shape=shape)
+    last = alt.Chart(data(ends)).encode(x="gflop:Q", y="loss:Q", color=colour, shape=shape)
     chart = base.mark_line(strokeWidth=2, opacity=0.85) + last.mark_point(filled=True, size=90, opacity=1)
     size = f", width {width}" if len(result["settings"]["widths"]) > 1 else ""
     lines = f"{task['says']}; mean over {result['settings']['seeds']} seeds{size}"

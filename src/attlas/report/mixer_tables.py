@@ -48,20 +48,18 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
     there = [row for row in task["rows"] if "absent" not in row]
     called = labels(list(dict.fromkeys(row["mixer"] for row in task["rows"])))
     several = len(settings["widths"]) > 1
-    columns = ["mixer", *(["width"] if several else []), task["metric"], "sd", "rate"]
-    columns += [
-        "parameters",
-        "of budget",
-        "MLP width",
-        "MFLOP each",
-        "steps",
-        "TFLOP",
-        "of budget",
-        "state KiB",
+    columns = [
+        "mixer",
+        *(["width"] if several else []),
+        task["metric"],
+        "sd",
+        "rate",
+        "params",
+        "% of budget",
     ]
+    columns += ["MLP", "MFLOP", "steps", "% of budget", "state KiB"]
     cells = []
     for row in there:
-        spent = row["flops"] * row["steps"]
         cells.append(
             (
                 called[row["mixer"]],
@@ -70,12 +68,11 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
                 "" if row["mean"] is None else f"{row['sd']:.3f}",
                 f"{row['rate']:g}",
                 f"{row['parameters']:,}",
-                f"{row['parameters'] / row['budget']:.1%}",
+                f"{100 * row['parameters'] / row['budget']:.1f}",
                 str(row["inner"]),
                 f"{row['flops'] / 1e6:.3g}",
                 str(row["steps"]),
-                f"{spent * task['batch'] / 1e12:.3g}",
-                f"{spent / row['flops_budget']:.1%}",
+                f"{100 * row['flops'] * row['steps'] / row['flops_budget']:.1f}",
                 _kib(row["state_bytes"]),
             )
         )
@@ -85,10 +82,11 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
         f"{task['metric'].capitalize()} on held-out data, {better} is better: mean and standard deviation of "
         f"{settings['seeds']} seeds, at the learning rate of {rates} that did best with a seed and data of "
         f"its own. Blocks: {', '.join(task['layers'])}.",
-        f"Equal budgets: the MLP's width makes the parameters of the blocks those of {reference} with an MLP "
-        f"of {settings['ratio']} times the width; the steps make the FLOPs of training (forward and backward "
-        f"as computed, {task['batch']} sequences a step) those of its {task['steps']} steps. State: what the "
-        "mixers of the network keep of one sequence of this length; none: they cannot go on token by token.",
+        f"Equal budgets: the width of the MLP makes the parameters of the blocks those of {reference} with "
+        f"an MLP of {settings['ratio']} times the width; the steps make the FLOPs of training those of its "
+        f"{task['steps']} steps of {task['batch']} sequences. MFLOP: forward and backward of one sequence "
+        "as computed. State: what the mixers of the network keep of one sequence of this length; none: they "
+        "cannot go on token by token.",
     ]
     for row in there:
         if row["uncounted"]:
@@ -96,7 +94,7 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
         if row["diverged"]:
             lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
             notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
-    notes += [f"Left out: {row['absent']}." for row in task["rows"] if "absent" in row]
+    notes += dict.fromkeys(f"Left out: {row['absent']}." for row in task["rows"] if "absent" in row)
     title = f"{task['name']}: {task['says']}"
     return StaticTable(f"task-{task['name']}", title, tuple(columns), tuple(cells), tuple(notes))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas._common.flops import count_flops
-from attlas.catalog.bench.task import UNDER_TEST, Batch, BenchTask
+from attlas.catalog.bench.task import TUNING_SEED, UNDER_TEST, Batch, BenchTask
 from attlas.layers import MixerEntry, Setting, mixer_entry
 from attlas.models import SmallNet
 
@@ -135,7 +135,7 @@ def _block_parameters(net: SmallNet) -> int:
 
 def _flops(task: BenchTask, net: SmallNet) -> tuple[int, tuple[str, ...]]:
     """Forward and backward of the training loss, per sequence."""
-    inputs, labels = (part[:COUNTED] for part in task.data(0, True).held_out)
+    inputs, labels = (part[:COUNTED] for part in task.data(TUNING_SEED, True).held_out)
     found = count_flops(lambda: training_loss(task, net, (inputs, labels)).backward())
     return found.total // len(inputs), found.unknown
 

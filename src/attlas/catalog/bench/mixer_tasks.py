@@ -13,6 +13,7 @@ from attlas.models import LastToken, LearnedPositions, MeanToken
 from attlas.tasks import (
     PASSKEY_VOCABULARY,
     ByteText,
+    Recall,
     byte_text,
     copying,
     digit_tokens,
@@ -79,10 +80,12 @@ def recall_task(
 ) -> BenchTask:
     """Multi-query associative recall: the state must hold every pair until its key comes again."""
 
+    @lru_cache(maxsize=1)  # drawing takes a second, and one seed serves all learning rates
+    def drawn(seed: int) -> tuple[Recall, Recall]:
+        return mqar(vocabulary=vocabulary, length=length, pairs=pairs, train=train, test=test, seed=seed)
+
     def data(seed: int, tuning: bool) -> Split:
-        shown, judged = mqar(
-            vocabulary=vocabulary, length=length, pairs=pairs, train=train, test=test, seed=2 * seed + tuning
-        )
+        shown, judged = drawn(2 * seed + tuning)
         return Split(shown.batches(batch, seed), (judged.ids, judged.labels))
 
     return BenchTask(

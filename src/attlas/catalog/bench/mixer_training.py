@@ -15,9 +15,8 @@ from attlas.catalog.bench.task import Batch, BenchTask
 from attlas.layers import MixerEntry
 from attlas.train import SMALL_RECIPE, Diverged, Recipe, fit
 
-__all__ = ["TUNING_SEED", "best_rate", "net_values", "row_of"]
+__all__ = ["best_rate", "net_values", "row_of"]
 
-TUNING_SEED = 1000  # of the networks that choose a learning rate; the seeds that are told begin at 0
 POINTS = 40  # of a kept loss curve
 JUDGED = 64  # sequences at a time
 

@@ -22,9 +22,9 @@ from attlas.catalog.bench.mixer_nets import RATIO, REFERENCE, TOLERANCE, Fitted,
 from attlas.catalog.bench.mixer_settings import MixerSettings
 from attlas.catalog.bench.mixer_speed import SLOW, efficiency, speed_at
 from attlas.catalog.bench.mixer_tasks import TASKS
-from attlas.catalog.bench.mixer_training import TUNING_SEED, best_rate, net_values, row_of
+from attlas.catalog.bench.mixer_training import best_rate, net_values, row_of
 from attlas.catalog.bench.parts import Parts
-from attlas.catalog.bench.task import BenchTask
+from attlas.catalog.bench.task import TUNING_SEED, BenchTask
 from attlas.layers import MixerEntry, mixer_entry
 from attlas.layers.contract import check_mixer
 from attlas.tune import Progress, Silent
@@ -45,7 +45,8 @@ def bench_mixers(
 ) -> dict[str, Any]:
     """Measure and write `out`/mixers.json (schema "attlas.mixers"); returns what was written.
 
-    UsageError: an unknown mixer, or one of the user's that breaks the contract. A mixer that lacks the form
+    UsageError: an unknown mixer, or one of the user's that breaks the contract; a task whose data is not
+    there. A mixer that lacks the form
     that a task needs, or that is too large for the budget, is in the result with the reason.
     Cost: with the defaults about 10 minutes on 2 cores, nearly all of it training: for every task, width and
     mixer one network per learning rate and one per seed.
@@ -56,6 +57,8 @@ def bench_mixers(
     if fresh:
         kept.remove()
     codes = {entry.name: _code(name) for name, entry in zip(settings.mixers, entries, strict=True)}
+    for name in settings.tasks:
+        TASKS[name].data(TUNING_SEED, True)  # before anything is trained: its data may not be there
     run = _Run(settings, entries, codes, kept, progress)
     result: dict[str, Any] = {
         "schema": SCHEMA,

@@ -11,10 +11,21 @@ from torch.nn import functional
 
 from attlas.tasks import UNASKED
 
-__all__ = ["ACCURACY", "BITS", "ERROR", "UNDER_TEST", "Batch", "BenchTask", "Objective", "Split"]
+__all__ = [
+    "ACCURACY",
+    "BITS",
+    "ERROR",
+    "TUNING_SEED",
+    "UNDER_TEST",
+    "Batch",
+    "BenchTask",
+    "Objective",
+    "Split",
+]
 
 Batch = tuple[Tensor, Tensor]
 UNDER_TEST = "the mixer under test"
+TUNING_SEED = 1000  # of the networks that choose a learning rate; the seeds that are told begin at 0
 
 
 @dataclass(frozen=True)
