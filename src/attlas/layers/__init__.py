@@ -21,17 +21,21 @@ from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "BaseConv",
     "Block",
     "ClearMix",
     "Combiner",
     "DependencyBlock",
     "GraphLayoutAttention",
     "HaloAttention",
+    "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
     "MBConv",
@@ -46,6 +50,7 @@ __all__ = [
     "Setting",
     "ShortConv",
     "SoftmaxMix",
+    "SparseHybrid",
     "StreamAttention",
     "TwoStreamAttention",
     "block_partition",

@@ -7,6 +7,7 @@ from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
@@ -28,6 +29,7 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "RecallNet",
     "SmallLM",
     "SmallNet",
     "SmallVision",
