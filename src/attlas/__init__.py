@@ -26,6 +26,7 @@ ROOMS = (
     "layers",
     "models",
     "bridges",
+    "laws",
     "tasks",
     "train",
     "tune",

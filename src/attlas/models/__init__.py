@@ -1,8 +1,10 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.clear import JointDenoiser
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
+from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
@@ -16,8 +18,11 @@ from attlas.models.window_net import WindowNet
 __all__ = [
     "HALONETS",
     "MAXVITS",
+    "Autoformer",
     "ConViT",
+    "CrossBlock",
     "DependencyViT",
+    "EncoderDecoder",
     "GraphLayoutLM",
     "HaloNet",
     "HaloNetConfig",
@@ -29,7 +34,11 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "NoMixing",
+    "Placed",
     "RecallNet",
+    "SeriesEmbedding",
+    "SeriesTransformer",
     "SmallLM",
     "SmallNet",
     "SmallVision",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attlas.layers import SelfAttention
@@ -52,6 +52,8 @@ class SmallLM(SmallNet):
             width=width,
         )
 
-    def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N vocabulary"]:
-        """Logits of the next token at every place."""
-        return super().forward(ids)
+    def forward(
+        self, inputs: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "*places vocabulary"]:
+        """Logits of the next token at every place, (B, N, vocabulary), or where asked, (places, vocabulary)."""
+        return super().forward(inputs, where)

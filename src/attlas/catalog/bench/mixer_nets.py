@@ -13,6 +13,7 @@ from attlas._common.flops import count_flops
 from attlas.catalog.bench.task import TUNING_SEED, UNDER_TEST, Batch, BenchTask
 from attlas.layers import MixerEntry, Setting, mixer_entry
 from attlas.models import SmallNet
+from attlas.tasks import UNASKED
 
 __all__ = [
     "RATIO",
@@ -20,6 +21,7 @@ __all__ = [
     "TOLERANCE",
     "Fitted",
     "Size",
+    "answers",
     "fitted",
     "make_net",
     "state_bytes",
@@ -121,10 +123,18 @@ def fitted(task: BenchTask, entry: MixerEntry, size: Size, *, steps: int | None 
     )
 
 
+def answers(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the network says and should say; of tokens that have labels only those that are asked for."""
+    inputs, labels = batch
+    if labels.dim() == 1 or labels.is_floating_point():
+        return net(inputs), labels
+    asked = labels != UNASKED
+    return net(inputs, asked), labels[asked]
+
+
 def training_loss(task: BenchTask, net: nn.Module, batch: Batch) -> Tensor:
     """The task's loss, and what mixers add to it themselves: their tensor `auxiliary`, set in training."""
-    inputs, labels = batch
-    loss = task.objective.loss(net(inputs), labels)
+    loss = task.objective.loss(*answers(net, batch))
     added = [getattr(module, "auxiliary", None) for module in net.modules()]
     return loss + sum(one for one in added if isinstance(one, Tensor))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attlas.catalog.bench.mixer_nets import Fitted, Size, make_net, training_loss
+from attlas.catalog.bench.mixer_nets import Fitted, Size, answers, make_net, training_loss
 from attlas.catalog.bench.task import Batch, BenchTask
 from attlas.layers import MixerEntry
 from attlas.train import SMALL_RECIPE, Diverged, Recipe, fit
@@ -54,8 +54,8 @@ def net_values(
 
 @torch.inference_mode()
 def _judge(task: BenchTask, net: nn.Module, held_out: Batch) -> tuple[float, float]:
-    inputs, labels = held_out
-    output = torch.cat([net(part) for part in inputs.split(JUDGED)])
+    parts = [answers(net, part) for part in zip(*(one.split(JUDGED) for one in held_out), strict=True)]
+    output, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return float(task.objective.score(output, labels)), float(task.objective.loss(output, labels))
 
 

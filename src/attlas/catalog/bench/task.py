@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attlas.tasks import UNASKED
-
 __all__ = [
     "ACCURACY",
     "BITS",
@@ -32,7 +30,8 @@ TUNING_SEED = 1000  # of the networks that choose a learning rate; the seeds tha
 class Objective:
     """What is minimised in training and what is told of the result.
 
-    loss(output, labels): a scalar in nats (or a squared error); score(output, labels): the figure told.
+    loss(output, labels): a scalar in nats (or a squared error); score(output, labels): the figure told. Both
+    get the answers that are asked for, (answers, V) and (answers,), or forecasts (B, horizon) and the truth.
     """
 
     name: str
@@ -42,13 +41,12 @@ class Objective:
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
-    """Mean over what is asked, in nats; output (B, N, V) or (B, V)."""
-    return functional.cross_entropy(output.flatten(0, -2).float(), labels.flatten(), ignore_index=UNASKED)
+    """Mean in nats; output (answers, V), labels (answers,)."""
+    return functional.cross_entropy(output.float(), labels)
 
 
 def _right(output: Tensor, labels: Tensor) -> Tensor:
-    asked = labels != UNASKED
-    return (output.argmax(-1)[asked] == labels[asked]).double().mean()
+    return (output.argmax(-1) == labels).double().mean()
 
 
 ACCURACY = Objective("accuracy", True, _cross_entropy, _right)
