@@ -1,4 +1,4 @@
-"""Titans' layers against their definitions, token by token and with one memory of torch.func.grad per head."""
+"""Titans' layers against their definitions, token by token with gradients from torch.func.grad."""
 
 import pytest
 import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,11 @@ SETTINGS = {
     f"{REBOUND:.0%} of the keys again with other values; {STREAMS} streams; linear memories, one update per "
     "token, (theta, eta, alpha): " + ", ".join(f"{name} {factors}" for name, factors in ARMS.items()),
     "depth": f"no training; unit keys k of width {MAP_WIDTH}, targets tanh(kA)B (odd) and |kA|B (even), A "
-    f"({MAP_WIDTH}, {INNER}), B ({INNER}, {MAP_WIDTH}); one pass over {SEEN[-1]} pairs, one update per chunk of "
-    f"{CHUNK} by the summed gradient, eta {MOMENTUM} per chunk, alpha 0, the best of theta {THETAS}; "
+    f"({MAP_WIDTH}, {INNER}), B ({INNER}, {MAP_WIDTH}); one pass over {SEEN[-1]} pairs, one update per chunk "
+    f"of {CHUNK} by the summed gradient, eta {MOMENTUM} per chunk, alpha 0, the best of theta {THETAS}; "
     f"{HIDDEN} hidden units, SiLU, last layer from 0; relative squared error on {HELD_OUT} other keys",
-    "recall": f"with --long only: MQAR {RECALL}, 2 layers, width {RECALL_WIDTH}, window {RECALL_WINDOW}, linear "
-    f"memory, {RECALL_STEPS} steps of {RECALL_BATCH}",
+    "recall": f"with --long only: MQAR {RECALL}, 2 layers, width {RECALL_WIDTH}, window {RECALL_WINDOW}, "
+    f"linear memory, {RECALL_STEPS} steps of {RECALL_BATCH}",
 }
 
 
@@ -85,7 +86,7 @@ def depth_errors(target: str, depth: int, seed: int) -> Values:
     bent = (keys @ first).tanh() if target == "odd" else (keys @ first).abs()
     values = bent @ second
     widths = [MAP_WIDTH, MAP_WIDTH] if depth == 1 else [MAP_WIDTH, HIDDEN, MAP_WIDTH]
-    weights = [torch.zeros(1, *pair) for pair in zip(widths, widths[1:], strict=False)]
+    weights = [torch.zeros(1, *pair) for pair in pairwise(widths)]
     if depth > 1:
         weights[0] = torch.randn(1, MAP_WIDTH, HIDDEN, generator=generator)
     rule = MemoryRule(tuple(weights))
@@ -218,10 +219,18 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
         + ", ".join(f"depth {d} {row([_error(target, d, s) for s in SEEN], 3)}" for d in DEPTHS)
         for target in TARGETS
     )
+    added = [
+        sum(table[_of("full", group, p)]["mean"] - table[_of("gradient", group, p)]["mean"] for p in PAIRS)
+        for group in GROUPS
+    ]
+    momentum = ", ".join(
+        f"{change / len(PAIRS):+.3f} on keys {group}" for change, group in zip(added, GROUPS, strict=True)
+    )
     recall = [f"recall, {name}" for name in NETS]
     trained = f" MQAR, {' / '.join(NETS)}: {row(recall, 2)}." if recall[0] in table else ""
     return (
-        f"Latest value read with {' / '.join(map(str, PAIRS))} pairs, {groups}. Relative squared error after "
+        f"Latest value read with {' / '.join(map(str, PAIRS))} pairs, {groups}; momentum and decay add "
+        f"{momentum}. Relative squared error after "
         f"{' / '.join(map(str, SEEN))} pairs, {maps}.{trained}"
     )
 
@@ -232,10 +241,11 @@ CLAIM = Claim(
         "than additive linear memories, and deeper memories store what shallow ones cannot."
     ),
     rule=(
-        "Means over the seeds, no outer training. Keys that are bound again: the gradient rule reads the latest "
-        f"value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. An even map of "
-        f"the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a linear memory's squared error. "
-        f"With --long also MQAR: window and memory (MAG) answer at least {ABOVE} more than the window alone. "
+        "Means over the seeds, no outer training. Keys that are bound again: the gradient rule reads the "
+        f"latest value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. An even map "
+        f"of the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a linear memory's "
+        f"squared error. With --long also MQAR: window and memory (MAG) answer at least {ABOVE} more than the "
+        "window alone. "
         "Told and not judged: keys bound once, momentum and decay, an odd map, which is nearly linear."
     ),
     settings=SETTINGS,
