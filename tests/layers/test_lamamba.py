@@ -129,7 +129,7 @@ def test_a_block_begins_as_the_identity_and_is_its_formula():
         wanted = wanted + gate * part(norm(wanted) * (1 + scale) + shift)
     torch.testing.assert_close(block(x, c), wanted)
     assert [type(part).__name__ for part in block.parts] == ["SS2D", "ShiftedWindowAttention", "Sequential"]
-    assert isinstance(ModulatedBlock(8, 8, [], project=False).project, torch.nn.Identity)
+    assert isinstance(ModulatedBlock(8, 8, [torch.nn.Identity()], project=False).project, torch.nn.Identity)
 
 
 def test_merging_and_expanding():

@@ -142,7 +142,7 @@ def _apart(lengths: tuple[int, int], sides: tuple[int, ...], shifts: tuple[int, 
         at = (torch.arange(padded) + shift) % padded
         wrapped = torch.arange(padded) >= padded - shift
         labels.append(wrapped.long() + 2 * (at >= length))
-    regions = (4 * labels[0][:, None] + labels[1])[None, :, :, None]
+    regions = (4.0 * labels[0][:, None] + labels[1])[None, :, :, None]
     in_windows = block_partition(*sides).split(regions)[0, :, :, 0]
     apart = in_windows[:, :, None] != in_windows[:, None, :]
     return apart if bool(apart.any()) else None

@@ -4,16 +4,20 @@ Source: Arora et al. 2024, arXiv 2402.18668; HazyResearch/based. Legend: B batch
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.layers.attention import SelfAttention
 from attlas.layers.based import FEATURE, PREVIOUS, GatedConv, TaylorAttention, sliding_window
 from attlas.scan import State
 
 __all__ = ["BASEDS", "Based", "BasedConfig"]
+
+Mixer = TaylorAttention | SelfAttention | GatedConv
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class BasedConfig:
         if both:
             raise ValueError(f"Based: layers {both} cannot be both linear attention and a window")
 
-    def mixer(self, layer: int) -> TaylorAttention | GatedConv | nn.Module:
+    def mixer(self, layer: int) -> Mixer:
         """A new mixer of the kind that stands at `layer`."""
         if layer in self.linear:
             return TaylorAttention(self.width, self.heads, feature=self.feature)
@@ -65,9 +69,9 @@ BASEDS = {
 class BasedBlock(nn.Module):
     """x + mixer(norm x), then x + W_down(SiLU(W_gate n) * W_up n), n = norm x; no biases in the MLP."""
 
-    def __init__(self, width: int, mixer: nn.Module, inner: int) -> None:
+    def __init__(self, width: int, mixer: Mixer, inner: int) -> None:
         super().__init__()
-        self.mixer = mixer
+        self.mixer: Mixer = mixer
         self.before_mixer, self.before_mlp = (nn.RMSNorm(width, eps=1e-5) for _ in range(2))
         self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.down = nn.Linear(inner, width, bias=False)
@@ -75,7 +79,8 @@ class BasedBlock(nn.Module):
     def feed(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """The MLP's residual step."""
         norm = self.before_mlp(x)
-        return x + self.down(functional.silu(self.gate(norm)) * self.up(norm))
+        out: Tensor = x + self.down(functional.silu(self.gate(norm)) * self.up(norm))
+        return out
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """Both residual steps over a whole sequence."""
@@ -118,13 +123,13 @@ class Based(nn.Module):
 
     def start(self, batch: int) -> State:
         """Before the first token: the states of all layers."""
-        states = {str(layer): block.mixer.start(batch) for layer, block in enumerate(self.blocks)}
+        states = {str(layer): block.mixer.start(batch) for layer, block in enumerate(self._typed())}
         return State(states, states["0"].position)
 
     def advance(self, ids: Int[Tensor, "B N"], state: State) -> tuple[Float[Tensor, "B N vocabulary"], State]:
         """Logits at the next N tokens, and the state behind them."""
         x, after = self.embedding(ids), {}
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._typed()):
             x, after[str(layer)] = block.advance(x, state.nested(str(layer)))
         return self._logits(x), State(after, after["0"].position)
 
@@ -137,6 +142,9 @@ class Based(nn.Module):
             if step < count - 1:
                 logits, state = self.advance(ids[:, -1:], state)
         return ids
+
+    def _typed(self) -> list[BasedBlock]:
+        return cast(list[BasedBlock], list(self.blocks))
 
     def _logits(self, x: Tensor) -> Tensor:
         return functional.linear(self.norm(x), self.embedding.weight)

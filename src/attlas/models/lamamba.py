@@ -218,7 +218,13 @@ class LaMambaUNet(_Conditioned):
 
 
 def guided(
-    model: nn.Module, x: Tensor, t: Tensor, label: Tensor, scale: float, *, classes: int
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    t: Tensor,
+    label: Tensor,
+    scale: float,
+    *,
+    classes: int,
 ) -> Float[Tensor, "B L H W"]:
     """Classifier-free guidance: noise e_0 + scale (e_label - e_0) in all channels; the label's variance."""
     both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, torch.full_like(label, classes)]))

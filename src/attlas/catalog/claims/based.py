@@ -18,7 +18,7 @@ __all__ = ["CLAIM", "judge", "measure"]
 WIDTH = 64
 TASK = {"vocabulary": 128, "length": 64, "pairs": 8}
 LONG_TASK = {"vocabulary": 512, "length": 128, "pairs": 16}
-TRAIN, TEST, BATCH, STEPS = 20_000, 500, 64, 500
+TRAIN, TEST, BATCH, STEPS = 20_000, 500, 64, 375
 LONG_BATCH, LONG_STEPS = 128, 1250
 WINDOWS, FEATURES = (16, 32), (2, 4, 8)
 WINDOW_ARMS = tuple(f"window {previous}" for previous in WINDOWS)
@@ -35,7 +35,7 @@ SETTINGS = {
 }
 
 
-def network(arm: str, vocabulary: int, seed: int) -> nn.Module:
+def network(arm: str, vocabulary: int, seed: int) -> Any:
     """`RecallNet` of a short convolution and the arm's mixers; the arm with both has three layers."""
     import torch
 
@@ -62,7 +62,7 @@ def network(arm: str, vocabulary: int, seed: int) -> nn.Module:
     return RecallNet(lambda layer: mixers[layer](), vocabulary=vocabulary, width=WIDTH, layers=len(mixers))
 
 
-def numbers(net: nn.Module, length: int) -> int:
+def numbers(net: Any, length: int) -> int:
     """Numbers that a decoded row carries after `length` tokens, over all layers."""
     import torch
 
@@ -82,13 +82,14 @@ def trained(arm: str, seed: int, long: bool, step: Step) -> Values:
     from attlas.train import Recipe, fit, recall_loss
 
     task = LONG_TASK if long else TASK
-    train, test = mqar(**task, train=TRAIN, test=TEST, seed=seed)
-    net = network(arm, task["vocabulary"], seed)
+    vocabulary, length, pairs = (task[name] for name in ("vocabulary", "length", "pairs"))
+    train, test = mqar(vocabulary=vocabulary, length=length, pairs=pairs, train=TRAIN, test=TEST, seed=seed)
+    net = network(arm, vocabulary, seed)
     batch, steps = (LONG_BATCH, LONG_STEPS) if long else (BATCH, STEPS)
     fit(net, train.batches(batch, seed), recall_loss, Recipe(steps), step=step)
     with torch.no_grad():
         found = torch.cat([net(ids).argmax(-1) for ids in test.ids.split(100)])
-    return {f"accuracy, {arm}": test.accuracy(found), f"state, {arm}": numbers(net, task["length"])}
+    return {f"accuracy, {arm}": test.accuracy(found), f"state, {arm}": numbers(net, length)}
 
 
 def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
