@@ -225,7 +225,8 @@ def _qlstm(mixer: QLSTM, x: Tensor) -> Realised:
     u = mixer.conv(u)
     one = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     alpha = None if mixer.alpha is None else functional.relu(mixer.alpha)
-    system = qlstm(*mixer.gates(u).chunk(3, -1), one, alpha=alpha)
+    forget, inward, outward = mixer.gates(u).chunk(3, -1)
+    system = qlstm(forget, inward, outward, one, alpha=alpha)
     read = (mixer.out.weight * functional.gelu(gate).unsqueeze(-2)) @ system.C
     return Realised(LTV(system.Lam, system.B, read), u)
 
