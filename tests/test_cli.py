@@ -502,7 +502,7 @@ def test_inspect_dsf_refuses_what_cannot_work(refused, tmp_path):
     assert "mixer must be one of" in error and "linear" in error and "got 'lineal'" in error
     error = refused("inspect", "dsf", "--mixer", "nowhere:Mixer", "--out", tmp_path)
     assert "mixer 'nowhere:Mixer' cannot be imported" in error
-    assert "length must lie in 16 .. 1024, got 3" in refused("inspect", "dsf", "--length", 3)
+    assert "length must lie in 16 .. 256, got 3" in refused("inspect", "dsf", "--length", 3)
     assert not list(tmp_path.iterdir())
 
 
