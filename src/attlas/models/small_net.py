@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attlas.layers import Block
@@ -45,12 +45,12 @@ class SmallNet(nn.Module):
         self.norm = norm(width)
         self.head = head()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The head's output."""
+    def forward(self, inputs: Tensor, where: Bool[Tensor, "B N"] | None = None) -> Tensor:
+        """The head's output; `where`: at these tokens alone, (tokens, ...), which saves the others' cost."""
         x = self.embedding(inputs)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return self.head(self.norm(x if where is None else x[where]))
 
 
 class LearnedPositions(nn.Module):
