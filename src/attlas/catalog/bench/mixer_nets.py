@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 REFERENCE = "softmax"
-RATIO = 4  # hidden over outer width of the reference's MLP
+RATIO = 3  # hidden over outer width of the reference's MLP
 TOLERANCE = 0.02  # of parameters and of FLOPs
 COUNTED = 2  # sequences of the step whose FLOPs are counted
 

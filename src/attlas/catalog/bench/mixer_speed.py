@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,14 +41,12 @@ def speed_at(
         except ValueError as error:
             found[entry.name] = {"absent": str(error)}
     x = torch.randn(1, length, size.width)
-    columns = {
-        "forward_ms": [_forward(layer, x) for layer in layers.values()],
-        "train_ms": [_train(layer, x) for layer in layers.values()],
-    }
-    for column, calls in columns.items():
+    forward: list[Callable[[], Any]] = [_forward(layer, x) for layer in layers.values()]
+    train: list[Callable[[], Any]] = [_train(layer, x) for layer in layers.values()]
+    for column, calls in (("forward_ms", forward), ("train_ms", train)):
         for name, seconds in zip(layers, in_turns(calls, times=times, warm=1), strict=True):
             found[name][column] = 1e3 * seconds
-    for (name, layer), call in zip(layers.items(), columns["train_ms"], strict=True):
+    for (name, layer), call in zip(layers.items(), train, strict=True):
         layer.zero_grad(set_to_none=True)
         found[name]["train_bytes"] = extra_bytes(call)
     _decoding([entry for entry in entries if entry.name in layers], layers, x, times, found)
@@ -87,7 +86,7 @@ def _decoding(
             layer: Any = layers[entry.name]
             _, state = layer.advance(x, layer.start(1))
             found[entry.name]["state_bytes"] = int(state.nbytes)
-            steps[entry.name] = lambda layer=layer, state=state: layer.advance(x[:, :1], state)
+            steps[entry.name] = partial(layer.advance, x[:, :1], state)
     for name, seconds in zip(steps, in_turns(list(steps.values()), times=3 * times), strict=True):
         found[name]["decode_us"] = 1e6 * seconds
 
