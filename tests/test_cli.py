@@ -24,6 +24,7 @@ OPTIONS = {
     "claim": "names --all --json --seeds --budget --long --fresh --out",
     "explain": "pattern --length",
     "bench": "",
+    "inspect": "",
 }
 BENCH = {
     "patterns": (
@@ -31,6 +32,9 @@ BENCH = {
     ),
     "mixers": "--mixer --task --seeds --rates --steps --widths --heads --lengths --out --fresh --json",
 }
+
+
+INSPECT = {"dsf": "--mixer --length --out --json"}
 
 
 @pytest.fixture
@@ -61,6 +65,7 @@ def test_options_are_frozen():
     group = typer.main.get_command(app)
     assert options_of(group) == OPTIONS
     assert options_of(group.commands["bench"]) == BENCH
+    assert options_of(group.commands["inspect"]) == INSPECT
 
 
 def options_of(group):
@@ -463,6 +468,41 @@ def test_bench_patterns_refuses_what_cannot_work(refused, tmp_path):
     assert "a plan needs the model that it was made for: give --model too" in error
     assert "length must be at least 64 tokens, got 3" in refused("bench", "patterns", "--length", 3)
     assert "density is a share of the pairs" in refused("bench", "patterns", "--density", 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_dsf_prints_and_writes(attlas_says, tmp_path):
+    asked = ("inspect", "dsf", "--mixer", "linear", "--mixer", "window", "--length", 16, "--out", tmp_path)
+    code, text, _ = attlas_says(*asked)
+    assert code == 0 and "State of one sequence, width 32, 2 heads" in text and "constant" in text
+    assert (tmp_path / "dsf" / "kernels.png").exists() and (tmp_path / "dsf" / "index.html").exists()
+    code, text, _ = attlas_says(*asked, "--json")
+    result = json.loads(text)
+    assert code == 0 and [row["name"] for row in result["mixers"]] == ["linear", "window"]
+    assert result == json.loads((tmp_path / "dsf.json").read_text())
+    assert result["command"] == "attlas inspect dsf --mixer linear --mixer window --length 16"
+
+
+def test_inspect_dsf_takes_a_class_of_the_folder(attlas_says, tmp_path, monkeypatch):
+    (tmp_path / "mixers_of_mine.py").write_text(
+        "from torch import nn\n\n\nclass Same(nn.Linear):\n    def __init__(self, width, heads):\n"
+        "        super().__init__(width, width)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code, text, _ = attlas_says(
+        "inspect", "dsf", "--mixer", "mixers_of_mine:Same", "--length", 16, "--out", tmp_path / "out"
+    )
+    assert code == 0 and "mixers_of_mine:Same" in text
+
+
+def test_inspect_dsf_refuses_what_cannot_work(refused, tmp_path):
+    error = refused("inspect", "dsf", "--mixer", "lineal", "--out", tmp_path)
+    assert "mixer must be one of" in error and "linear" in error and "got 'lineal'" in error
+    error = refused("inspect", "dsf", "--mixer", "nowhere:Mixer", "--out", tmp_path)
+    assert "mixer 'nowhere:Mixer' cannot be imported" in error
+    assert "length must lie in 16 .. 1024, got 3" in refused("inspect", "dsf", "--length", 3)
     assert not list(tmp_path.iterdir())
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "laws",
     "tasks",
     "train",
+    "inspect",
     "tune",
     "serve",
     "report",

@@ -28,10 +28,14 @@ FORM = {
     "reversed digits": "CC", "spelled digits": "CC",
 }  # fmt: skip
 """The tasks, and the pattern whose attention is exchanged in each."""
-METRICS: Mapping[str, Mapping[str, Direction]] = {task: {"bits": "lower"} for task in FORM} | {
+METRICS: Mapping[str, Mapping[str, Direction]] = {
     "digits": {"accuracy": "higher"},
+    "masked bytes": {"bits": "lower"},
+    "next byte": {"bits": "lower"},
     "sets": {"MSE": "lower"},
     "forecast": {"MSE": "lower", "MAE": "lower"},
+    "reversed digits": {"bits": "lower"},
+    "spelled digits": {"bits": "lower"},
 }
 """What is measured in each, and which way is better; bits are per symbol."""
 WIDTH, HEADS, LAYERS = 48, 4, 2

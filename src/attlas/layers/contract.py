@@ -5,6 +5,7 @@ The four patterns and the test by prefixes are CAB's (arXiv 2210.07661). Legend:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -223,10 +224,12 @@ def _incremental(probe: _Probe) -> Iterator[str]:
     """Stateful: piece by piece as all at once, for any pieces; a state serves twice and by rows."""
     if probe.form != "CS" or not probe.entry.stateful:
         return
-    module, (x,) = probe.module, probe.inputs(2)
+    module: Any = probe.module
+    (x,) = probe.inputs(2)
     whole = probe.run(x)
     for sizes in PIECES:
-        state, outs, at = module.start(2), [], 0
+        state, at = module.start(2), 0
+        outs: list[Tensor] = []
         while at < x.shape[1]:
             size = sizes[len(outs) % len(sizes)]
             out, state = module.advance(x[:, at : at + size], state)

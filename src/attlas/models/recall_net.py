@@ -39,13 +39,20 @@ class RecallNet(nn.Module):
         self.mixers = nn.ModuleList(mixer(layer) for layer in range(layers))
         self.norm = nn.LayerNorm(width)
 
+    def embedded(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
+        """What the first layer gets."""
+        x = self.embedding(ids)
+        return x if self.places is None else x + self.places[: ids.shape[1]]
+
+    def layer(self, index: int, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """x + mixer(norm x) of one layer."""
+        return x + self.mixers[index](self.norms[index](x))
+
     def hidden(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
         """What the logits are made of."""
-        x = self.embedding(ids)
-        if self.places is not None:
-            x = x + self.places[: ids.shape[1]]
-        for norm, mixer in zip(self.norms, self.mixers, strict=True):
-            x = x + mixer(norm(x))
+        x = self.embedded(ids)
+        for index in range(len(self.mixers)):
+            x = self.layer(index, x)
         return self.norm(x)
 
     def forward(

@@ -12,6 +12,8 @@ _HOME = {
     "table": "print_results results_tables",
     "static_tables": "StaticTable load_patterns print_patterns static_tables",
     "static_page": "write_patterns",
+    "dsf_tables": "dsf_tables load_dsf print_dsf",
+    "dsf_page": "write_dsf",
     "mixer_tables": "load_mixers mixer_tables print_mixers",
     "mixer_page": "write_mixers",
     "page": "ReportFiles write_report",
@@ -29,6 +31,8 @@ __all__ = [
     "StaticTable",
     "budgets",
     "cost",
+    "dsf_tables",
+    "load_dsf",
     "load_mixers",
     "load_patterns",
     "load_run",
@@ -37,6 +41,7 @@ __all__ = [
     "pareto",
     "pattern_pictures",
     "png",
+    "print_dsf",
     "print_mixers",
     "print_patterns",
     "print_results",
@@ -45,12 +50,15 @@ __all__ = [
     "span_map",
     "static_tables",
     "times",
+    "write_dsf",
     "write_mixers",
     "write_patterns",
     "write_report",
 ]
 
 if TYPE_CHECKING:
+    from attlas.report.dsf_page import write_dsf as write_dsf
+    from attlas.report.dsf_tables import print_dsf as print_dsf
     from attlas.report.mixer_page import write_mixers as write_mixers
     from attlas.report.mixer_tables import print_mixers as print_mixers
     from attlas.report.page import write_report as write_report

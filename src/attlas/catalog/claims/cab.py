@@ -62,7 +62,7 @@ def costs(step: Step) -> dict[str, float]:
     """Milliseconds and MB of a noncausal layer by length, for the efficiency lengths."""
     import torch
 
-    found = {}
+    found: dict[str, float] = {}
     layers = [mixer(attention, "NS").eval() for attention in ATTENTIONS]
     for length in TIMED:
         step(f"costs at {length} tokens")
