@@ -96,7 +96,7 @@ def settings(*mixers, **given):
 def test_the_reference_is_its_own_budget():
     plan = fitted(MQAR, mixer_entry("softmax"), SIZE)
     net = make_net(MQAR, mixer_entry("softmax"), SIZE, plan.inner)
-    assert plan.inner == 48 and plan.steps == 100 and plan.flops_budget == 100 * plan.flops
+    assert plan.inner == 64 and plan.steps == 100 and plan.flops_budget == 100 * plan.flops
     assert plan.parameters == plan.budget == sum(weight.numel() for weight in net.blocks.parameters())
     # Keys and values of 16 tokens, and the two inputs that the short convolution keeps, in float32.
     assert plan.state_bytes == 4 * (2 * 16 * 16 + 2 * 16) and plan.uncounted == ()
@@ -108,7 +108,7 @@ def test_budgets_are_kept(mine):
         plan = fitted(MQAR, mixer_entry(name), SIZE, steps=400)
         assert abs(plan.parameters / plan.budget - 1) <= 0.02
         assert abs(plan.flops * plan.steps / plan.flops_budget - 1) <= 0.02
-    assert plan.inner > 48 and plan.state_bytes == 4 * (16 + 2 * 16)
+    assert plan.inner > 64 and plan.state_bytes == 4 * (16 + 2 * 16)
 
 
 def test_a_mixer_beyond_the_budget_is_told(mine):

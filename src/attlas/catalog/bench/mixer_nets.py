@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 REFERENCE = "softmax"
-RATIO = 3  # hidden over outer width of the reference's MLP
+RATIO = 4  # hidden over outer width of the reference's MLP
 TOLERANCE = 0.02  # of parameters and of FLOPs
 COUNTED = 2  # sequences of the step whose FLOPs are counted
 
@@ -157,7 +157,7 @@ def state_bytes(task: BenchTask, entry: MixerEntry, net: SmallNet) -> int | None
     if not task.causal or not all(one.stateful for one in entries):
         return None
     total = 0
-    for block in net.blocks:
+    for block in net.eval().blocks:
         mixer: Any = block.mixer
         x = torch.zeros(1, task.length, net.norm.weight.shape[0])
         total += int(mixer.advance(x, mixer.start(1))[1].nbytes)

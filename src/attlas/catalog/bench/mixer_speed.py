@@ -36,7 +36,7 @@ def speed_at(
     torch.manual_seed(0)
     for entry in entries:
         try:
-            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length)).eval()
+            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length))
             found[entry.name] = {}
         except ValueError as error:
             found[entry.name] = {"absent": str(error)}
@@ -55,6 +55,7 @@ def speed_at(
 
 def _forward(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
+        layer.eval()
         with torch.inference_mode():
             out: Tensor = layer(x)
         return out
@@ -64,6 +65,7 @@ def _forward(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 def _train(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     def call() -> None:
+        layer.train()
         layer.zero_grad(set_to_none=True)
         layer(x.detach().requires_grad_()).sum().backward()
 
@@ -83,7 +85,7 @@ def _decoding(
     for entry in entries:
         found[entry.name] |= {"decode_us": None, "state_bytes": None}
         if entry.stateful:
-            layer: Any = layers[entry.name]
+            layer: Any = layers[entry.name].eval()
             _, state = layer.advance(x, layer.start(1))
             found[entry.name]["state_bytes"] = int(state.nbytes)
             steps[entry.name] = partial(layer.advance, x[:, :1], state)

@@ -76,7 +76,7 @@ def recall_task(
     train: int = 20_000,
     test: int = 1_000,
     batch: int = 64,
-    steps: int = 500,
+    steps: int = 400,
 ) -> BenchTask:
     """Multi-query associative recall: the state must hold every pair until its key comes again."""
 
@@ -272,7 +272,7 @@ TASKS: dict[str, BenchTask] = {
     task.name: task
     for task in (
         recall_task(),
-        recall_task("mqar_long", vocabulary=512, length=128, pairs=16, steps=1000),
+        recall_task("mqar_long", vocabulary=512, length=128, pairs=16, steps=800),
         passkey_task(),
         copy_task(),
         induction_task(),
