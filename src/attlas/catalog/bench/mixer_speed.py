@@ -36,7 +36,8 @@ def speed_at(
     torch.manual_seed(0)
     for entry in entries:
         try:
-            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length))
+            # One more: the token that is timed behind the sequence.
+            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length + 1))
             found[entry.name] = {}
         except ValueError as error:
             found[entry.name] = {"absent": str(error)}
