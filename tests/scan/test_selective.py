@@ -197,7 +197,7 @@ def test_memory_is_linear_in_the_steps(form):
         states = how.forward(*tensors, start, True)[2]
         how.backward(u, start, *tensors, states)
 
-    assert allocations(inside).largest <= most
+    assert allocations(inside).largest <= 2 * most  # gradients of B and C
     assert how.forward(*tensors, start, False)[2].numel() == 0
 
 
