@@ -217,6 +217,27 @@ def test_a_second_derivative_is_refused(form):
         selective_scan(**(given | {"u": dual}), backend=form)
 
 
+@pytest.mark.parametrize("form", ["chunk", "fused"])
+@pytest.mark.parametrize("length", [0, 9])
+def test_operators_say_what_they_do(form, length):
+    given = inputs(length)
+    tensors = (*list(given.values())[:2], given["A"].mT, given["B"], given["C"], None)
+    start = torch.zeros(2, 5, 3, dtype=torch.float64).mT.requires_grad_()
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.attlas.selective.default, (*tensors, start, form, True), test_utils=utilities
+    )
+    states = torch.zeros(2, -(-length // 64), 3, 5, dtype=torch.float64)
+    backward = (
+        given["u"].detach(),
+        start.detach(),
+        *(one if one is None else one.detach() for one in tensors),
+    )
+    torch.library.opcheck(
+        torch.ops.attlas.selective_backward.default, (*backward, states, form), test_utils=utilities
+    )
+
+
 def test_the_loop_has_second_derivatives():
     given = inputs(5, channels=1, states=2, batch=1)
     assert torch.autograd.gradgradcheck(
