@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import linear_regression
 from typing import Any
 
@@ -13,15 +14,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attlas.layers import alibi_by_layer
-from attlas.scan import Identity, Kernel, State, Taylor, elu1, scan
+from attlas.scan import Identity, State, Taylor, elu1, scan
 from benchmarks._harness import extra_bytes, gate, in_turns
+from benchmarks.naive import CHUNK, chunked, loop
 
 TITLE = "scan: time and memory per token by length, against causal SDPA and naive forms"
 COLUMNS = [
     "form", "pass", "tokens", "ms", "us_per_token", "slope", "extra_mb", "sdpa_ms", "speedup", "sdpa_mb",
     "loop_x", "chunked_x", "bytes", "sdpa_bytes",
 ]  # fmt: skip
-HEADS, WIDTH, TAYLOR_WIDTH, NAIVE_CHUNK = 4, 64, 16, 64
+HEADS, WIDTH, TAYLOR_WIDTH = 4, 64, 16
 SHORTEST, LONGEST, QUICK = 256, 131072, 1024
 # Beyond these lengths SDPA, the naive chunks and the loop over tokens take too long.
 SDPA_TOKENS, CHUNKED_TOKENS, LOOP_TOKENS = 16384, 16384, 2048
@@ -37,11 +39,11 @@ NOTES = [
     "slope: of log time against log tokens since the row of half the length, or over all lengths that a row "
     "names: 1 is linear. extra_mb: largest memory held above the inputs, results and gradients included.",
     "loop_x: the time of a plain loop over tokens, chunked_x: of a loop over chunks of "
-    f"{NAIVE_CHUNK} in plain autograd, over that of scan; both with explicit features.",
+    f"{CHUNK} in plain autograd, over that of scan; both with explicit features.",
     "efficiency length: where scan comes to cost less than causal SDPA and stays so, between the measured "
     "lengths by a straight line in logarithms; the shortest measured length where it does from there on.",
     "decode: one token after so many others, with its new state; bytes: of the state, and of the key-value "
-    "cache that SDPA reads.",
+    "cache that SDPA reads; its efficiency length in memory: tokens whose keys and values take as many.",
 ]
 
 
@@ -50,7 +52,7 @@ class Form:
     """A scan to be measured."""
 
     name: str
-    kernel: Kernel
+    kernel: Any
     width: int = WIDTH
     decayed: bool = False
     gated: bool = False
@@ -111,7 +113,8 @@ def _parts(form: Form, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Ten
 
 
 def _scan(form: Form, given: Mapping[str, Tensor], **named: Any) -> Callable[[], Any]:
-    return lambda: scan(*_parts(form, given), **form.named(given), **named)
+    query, key, value = _parts(form, given)
+    return lambda: scan(query, key, value, **form.named(given), **named)
 
 
 def _check(form: Form) -> None:
@@ -188,11 +191,11 @@ def _summaries(done: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             }
         for what, ours, theirs in (("time", "ms", "sdpa_ms"), ("memory", "extra_mb", "sdpa_mb")):
             compared = [(row["tokens"], row[ours], row[theirs]) for row in own if theirs in row]
-            yield {
-                "form": f"{form.name}, efficiency length in {what}",
-                "pass": own[0]["pass"],
-                "tokens": efficiency_length(compared),
-            }
+            yield _summary(form, own[0]["pass"], what, efficiency_length(compared))
+
+
+def _summary(form: Form, passed: str, what: str, tokens: int | None) -> dict[str, Any]:
+    return {"form": f"{form.name}, efficiency length in {what}", "pass": passed, "tokens": tokens}
 
 
 def efficiency_length(compared: Sequence[tuple[int, float, float]]) -> int | None:
@@ -217,21 +220,26 @@ def _decoding(contexts: Sequence[int]) -> Iterator[dict[str, Any]]:
     given = _inputs(max(contexts))
     one = {name: tensor[:, :, :1] for name, tensor in given.items() if tensor.dim() > 1}
     one["log_decay"] = given["log_decay"]
-    caches = {count: [given[name][:, :, :count].contiguous() for name in "kv"] for count in contexts}
+    caches = {
+        count: (given["k"][:, :, :count].contiguous(), given["v"][:, :, :count].contiguous())
+        for count in contexts
+    }
 
     def read(count: int) -> Tensor:
-        return scaled_dot_product_attention(one["q"], *caches[count])
+        key, value = caches[count]
+        return scaled_dot_product_attention(one["q"], key, value)
 
     for form in FORMS:
         states: dict[int, State] = {}
         for count in contexts:
-            parts = (part[:, :, :count] for part in _parts(form, given))
-            answer: Any = scan(*parts, **form.named(given, slice(count)), return_state=True)
+            query, key, value = (part[:, :, :count] for part in _parts(form, given))
+            answer: Any = scan(query, key, value, **form.named(given, slice(count)), return_state=True)
             states[count] = answer[1]
         runs = [_scan(form, one, state=states[count], return_state=True) for count in contexts]
-        runs += [lambda count=count: read(count) for count in contexts]  # type: ignore[misc]
+        runs += [partial(read, count) for count in contexts]
         spent = in_turns(runs, times=101, warm=5)
-        for count, seconds, sdpa in zip(contexts, spent, spent[len(contexts) :], strict=False):
+        compared = list(zip(contexts, spent, spent[len(contexts) :], strict=False))
+        for count, seconds, sdpa in compared:
             yield {
                 "form": form.name,
                 "pass": "decode",
@@ -242,6 +250,9 @@ def _decoding(contexts: Sequence[int]) -> Iterator[dict[str, Any]]:
                 "bytes": states[count].nbytes,
                 "sdpa_bytes": sum(part.nbytes for part in caches[count]),
             }
+        yield _summary(form, "decode", "time", efficiency_length(compared))
+        per_token = one["k"].nbytes + one["v"].nbytes
+        yield _summary(form, "decode", "memory", math.ceil(states[contexts[0]].nbytes / per_token))
 
 
 Naive = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -264,31 +275,3 @@ def _naive(form: Form, given: Mapping[str, Tensor], run: Naive) -> Callable[[], 
         return out[..., :-1] / out[..., -1:] if form.normalise else out
 
     return whole
-
-
-def loop(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor) -> Tensor:
-    """S_t = lambda S_{t-1} + k_t v_t^T, o_t = q_t S_t, token by token."""
-    kept = log_decay.exp().view(1, -1, 1, 1)
-    state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
-    rows = []
-    for index in range(query.shape[2]):
-        state = kept * state + key[:, :, index, :, None] * value[:, :, index, None, :]
-        rows.append(query[:, :, index, None, :] @ state)
-    return torch.cat(rows, 2)
-
-
-def chunked(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor) -> Tensor:
-    """The published chunked form as it is written down: a mask inside a chunk, a state before it."""
-    rate = log_decay.view(-1, 1, 1)
-    state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
-    rows = []
-    for start in range(0, query.shape[2], NAIVE_CHUNK):
-        q, k, v = (part[:, :, start : start + NAIVE_CHUNK] for part in (query, key, value))
-        count = q.shape[2]
-        step = torch.arange(count).view(-1, 1)
-        mask = (rate * (step - step.T).clamp_min(0)).exp().tril()
-        inside = (q @ k.mT * mask) @ v
-        rows.append(inside + (q * (rate * (step + 1)).exp()) @ state)
-        fading = (rate * (count - 1 - step)).exp()
-        state = (rate * count).exp() * state + (k * fading).mT @ v
-    return torch.cat(rows, 2)

@@ -52,12 +52,13 @@ def _timed(seed: int, tokens: int, backward: bool) -> Values:
     worst = 0.0
     for length in lengths:
         given = _inputs(seed, tokens // length, length, backward)
-        forms = {
-            "chunks": partial(scan, *given, log_decay=log_decay),
-            "softmax": partial(scaled_dot_product_attention, *given, is_causal=True),
+        query, key, value = given
+        forms: dict[str, Callable[[], Any]] = {
+            "chunks": partial(scan, query, key, value, log_decay=log_decay),
+            "softmax": partial(scaled_dot_product_attention, query, key, value, is_causal=True),
         }
         if not backward:
-            forms["tiles"] = partial(lightning1, *given, log_decay, tile=TILE)
+            forms["tiles"] = partial(lightning1, query, key, value, log_decay, tile=TILE)
         if length == lengths[0]:
             worst = _difference(given, log_decay)
         for form, run in forms.items():
@@ -86,7 +87,7 @@ def _inputs(seed: int, batch: int, length: int, grad: bool) -> list[Tensor]:
 def _difference(given: Sequence[Tensor], log_decay: Tensor) -> float:
     """Of the two forms, over the size of a result: no time for a wrong one."""
     query, key, value = (tensor[:1] for tensor in given)
-    chunks = scan(query, key, value, log_decay=log_decay)
+    chunks: Any = scan(query, key, value, log_decay=log_decay)
     tiles = lightning1(query, key, value, log_decay, tile=TILE)
     return float((chunks - tiles).abs().max() / tiles.abs().max())
 

@@ -157,5 +157,5 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     judge=judge,
-    minutes=1.5,
+    minutes=0.5,
 )
