@@ -154,9 +154,9 @@ CLAIM = Claim(
     rule=(
         f"Equally many tokens in sequences of growing length, {HEADS} heads of {WIDTH}, float32, least CPU "
         f"time of runs in turns, means over the seeds: from {SETTLED} tokens on the chunked form varies "
-        f"less than {FLAT:g} times, forward and with gradients, while from {SHORTEST} to the longest causal softmax "
-        f"and Lightning-1 grow more than {GROWS:g} times; at the longest the chunked form is faster "
-        "than both. Nothing is shown where softmax grows less than that."
+        f"less than {FLAT:g} times, forward and with gradients, while from {SHORTEST} to the longest "
+        f"causal softmax and Lightning-1 grow more than {GROWS:g} times; at the longest the chunked form "
+        "is faster than both. Nothing is shown where softmax grows less than that."
     ),
     settings=SETTINGS,
     measure=measure,

@@ -129,8 +129,8 @@ def judge(runs: Sequence[Values]) -> Verdict:
     measured = (
         f"{table['tokens']:.0f} tokens: a piece of {PIECE} takes {table['ms of an early piece']:.1f} ms of "
         f"CPU time at the start and {table['ms of a late piece']:.1f} at the end (x {slower:.2f}), a decoded "
-        f"token x {decode:.2f}; resident memory varies by {memory:.1%} of {table['resident MiB, least']:.0f} MiB, "
-        f"the state is {table['bytes of the state']:.0f} bytes. Differences: {shot:.1e} from one shot, "
+        f"token x {decode:.2f}; resident memory varies by {memory:.1%} of {table['resident MiB, least']:.0f} "
+        f"MiB, the state is {table['bytes of the state']:.0f} bytes. Differences: {shot:.1e} from one shot, "
         f"{dense:.1e} from dense attention at the end."
     )
     rules = {
