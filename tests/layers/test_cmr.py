@@ -166,10 +166,13 @@ def test_layers_of_the_definition_and_the_auxiliary_loss():
     for index in range(4):
         outputs.append(net.layer(index, outputs[-1]))
     net(ids)
-    missed = net.reweaving.reconstruction([outputs[2], outputs[3]]) - outputs[4].detach()
+    found, wanted = net.reweaving.reconstruction([outputs[2], outputs[3]]), outputs[4].detach()
+    missed = found / found.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+    missed = missed - wanted / wanted.square().mean(-1, keepdim=True).add(1e-6).sqrt()
     torch.testing.assert_close(net.auxiliary(), 0.1 * missed.square().mean(), **CLOSE)
     net.auxiliary().backward()
     assert net.reweaving.reconstruction.share.grad is not None
+    assert net.mixers[2].linear.weight.grad is not None
     assert net.mixers[3].linear.weight.grad is None, "the target has no gradient"
 
 

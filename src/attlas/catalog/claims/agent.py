@@ -96,7 +96,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
 
         job = partial(accuracy, arm, seed, LONG_STEPS if long else STEPS, say)
         found |= remember(folder, arm.replace(" ", "-"), job)
-    return found | remember(folder, "times", times)
+    found |= remember(folder, "times", times)
+    return found
 
 
 def judge(runs: Sequence[Values]) -> Verdict:
