@@ -4,6 +4,7 @@ values."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from benchmarks._harness import extra_bytes, gate, in_turns, read_bandwidth
 
 TITLE = "Decode: attention of one token over all layers' caches, against reading them"
 COLUMNS = [
+    "model",
     "cache",
     "batch",
     "tokens",
@@ -31,14 +33,27 @@ COLUMNS = [
     "extra_mb",
 ]
 NOTES = [
-    "SmolLM2-135M's 30 layers of 9 query heads on 3 key-value heads, width 64; all layers in turn, so "
-    "that no layer's keys are still in a cache. Medians of runs in turns in one process; each "
-    "result is checked before.",
+    "model smollm2: SmolLM2-135M's 30 layers of 9 query heads on 3 key-value heads, width 64; model heads: "
+    "30 layers of 8 heads with keys of their own, width 64. All layers in turn, so that no layer's keys are "
+    "still in a cache. Medians of runs in turns in one process; each result is checked before.",
     "dense_ms: SDPA on the full cache. bound_ms: bytes of keys and values / read bandwidth, measured in "
     "the same run. call_us: one layer's call on 64 kept tokens, which is all overhead.",
 ]
-LAYERS, HEADS, KV_HEADS, WIDTH = 30, 9, 3, 64
-LEAST = 128
+WIDTH, LEAST = 64, 128
+
+
+@dataclass(frozen=True)
+class Model:
+    """Layers and heads whose caches are read."""
+
+    name: str
+    layers: int
+    heads: int
+    kv_heads: int
+
+
+SMOLLM2, HEADS = Model("smollm2", 30, 9, 3), Model("heads", 8, 8, 8)
+UNEVEN = (6144, 3072, 2048, 1024, 1024, 512, 384, 210)  # 22 % of 8 heads' 8192 tokens
 
 
 def rows(*, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -54,16 +69,18 @@ def rows(*, quick: bool = False) -> Iterator[dict[str, Any]]:
                 "two spans, density 0.5": (tokens // 4, tokens // 4, tokens),
             }
             for name, spans in caches.items():
-                yield {"cache": name} | _row(spans, batch, tokens, dtype, bandwidth)
+                yield {"cache": name} | _row(SMOLLM2, spans, batch, tokens, dtype, bandwidth)
+            uneven = tuple(span // 8 for span in UNEVEN) if quick else UNEVEN
+            yield {"cache": "uneven, density 0.22"} | _row(HEADS, uneven, batch, 2 * tokens, dtype, bandwidth)
 
 
 def _row(
-    spans: tuple[int, ...], batch: int, tokens: int, dtype: torch.dtype, bandwidth: float
+    model: Model, spans: tuple[int, ...], batch: int, tokens: int, dtype: torch.dtype, bandwidth: float
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    query = torch.randn(batch, HEADS, 1, WIDTH).to(dtype)
-    views = [_view(spans, batch, dtype) for _ in range(LAYERS)]
-    full = [torch.randn(2, batch, KV_HEADS, tokens, WIDTH).to(dtype) for _ in range(LAYERS)]
+    query = torch.randn(batch, model.heads, 1, WIDTH).to(dtype)
+    views = [_view(spans, batch, dtype) for _ in range(model.layers)]
+    full = [torch.randn(2, batch, model.kv_heads, tokens, WIDTH).to(dtype) for _ in range(model.layers)]
     step = _step(query, views[0], tokens)
     gate(f"decode on {spans}", step(views[0]), _dense(query, views[0]))
 
@@ -75,11 +92,12 @@ def _row(
         for view in views:
             step(view)
 
-    tiny = _view((64,) * 3, batch, dtype)
+    tiny = _view((64,) * model.kv_heads, batch, dtype)
     base, ours, call = in_turns([dense, ragged, lambda: step(tiny)], times=9)
     held = sum(view.nbytes for view in views)
     bound = held / bandwidth
     return {
+        "model": model.name,
         "batch": batch,
         "tokens": tokens,
         "dtype": str(dtype).removeprefix("torch."),
@@ -116,7 +134,7 @@ def _step(query: Tensor, view: KVView, tokens: int) -> Callable[[KVView], Tensor
 
 
 def _dense(query: Tensor, view: KVView) -> Tensor:
-    group = HEADS // KV_HEADS
+    group = query.shape[1] // view.kv_heads
     out = torch.empty(*query.shape)
     for held in view.groups:
         for slot, head in enumerate(held.heads):

@@ -70,7 +70,8 @@ def test_pages_are_generated_and_checked(root, capsys):
     assert page.index("| 1024 |") < page.index("| 2048 |  | 2.500 | 0.100 | 0.75 | 40 |")
     assert "| the \\| plan | 4096 x 8 | 1,000 |  |  | 12.3 |  |" in page
     assert readme.startswith("before\n") and readme.endswith("after\n") and "former text" not in readme
-    assert "| ring | arXiv:0000.00000 | 3 | worst loss 12.0. | does not hold |" in readme
+    assert "| Ring | arXiv:0000.00000 | does not hold |" in readme
+    assert "of 1 papers, each measured again with at least 3 seeds" in readme and "1 do not hold" in readme
 
 
 def test_other_results_keep_their_columns(root):

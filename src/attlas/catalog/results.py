@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attlas._common.errors import UsageError
 from attlas._common.files import read_json, write_atomic
-from attlas.catalog.pattern_results import patterns_section
+from attlas.catalog.claim import OUTCOMES
+from attlas.catalog.pattern_results import mixers_section, patterns_section
 
 __all__ = ["BEGIN", "END", "fill_region", "load_results", "main", "readme_table", "results_page", "table"]
 
@@ -130,9 +132,10 @@ def results_page(results: Mapping[str, Mapping[str, Any]]) -> str:
         "attlas.run": run_section,
         "attlas.claim": claim_section,
         "attlas.patterns": lambda result: patterns_section(result, _made_with(result)),
+        "attlas.mixers": lambda result: mixers_section(result, _made_with(result)),
     }
     parts = []
-    for order in ("attlas.run", "attlas.claim", "attlas.patterns", None):
+    for order in (*sections, None):
         for name, result in results.items():
             schema = result["schema"]
             if schema == order and order is not None:
@@ -143,23 +146,36 @@ def results_page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def readme_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's region: the demo's table and one line per claim."""
+    """The README's region: the demo's table and one short line per claim."""
     parts = [
         f"`attlas tune` on {result['model']['name']}, text and questions unseen in calibration:\n\n"
         + quality_table(result)
         for result in results.values()
         if result["schema"] == "attlas.run"
     ]
-    claims = [
-        [result["name"], result["source"], f"{len(result['runs'])}", result["measured"], result["verdict"]]
-        for result in results.values()
-        if result["schema"] == "attlas.claim"
-    ]
+    claims = [result for result in results.values() if result["schema"] == "attlas.claim"]
     if claims:
-        parts.append(table(["system", "source", "seeds", "measured here", "verdict"], claims))
+        verdicts = Counter(result["verdict"] for result in claims)
+        told = ", ".join(f"{verdicts[name]} {_PLURAL[name]}" for name in OUTCOMES if verdicts[name])
+        seeds = min(len(result["runs"]) for result in claims)
+        parts.append(
+            f"Central claims of {len(claims)} papers, each measured again with at least {seeds} seeds by a "
+            f"rule written before: {told}. [RESULTS.md](RESULTS.md) says by how much.\n\n"
+            + table(
+                ["system", "source", "verdict"],
+                [[result["title"], result["source"], result["verdict"]] for result in claims],
+            )
+        )
     if not parts:
         parts = ["Nothing has been measured yet: `make demo`, `make claims`.\n"]
     return "\n".join(parts)
+
+
+_PLURAL = {
+    "holds": "hold",
+    "does not hold": "do not hold",
+    "not shown at this scale": "are not shown at this scale",
+}
 
 
 def fill_region(text: str, content: str) -> str:

@@ -61,6 +61,27 @@ def _neighbourhood(place: Place, k: int) -> Stack:
     return (_joined([along(name, side) for name, side in _sides(place, k).items()]),)
 
 
+def _dilated(place: Place, k: int) -> Stack:
+    """Every second row and column of a frame; frames are too far apart to leave some out."""
+    frames, *frame = _sides(place, k).items()
+    sizes = dict(place.space.axes)
+    spread = [along(name, min(side, max(1, sizes[name] // 2)), dilation=2) for name, side in frame]
+    return (_joined([along(*frames), *spread]),)
+
+
+def _halo(place: Place, k: int) -> Stack:
+    """Blocks with a halo of half a block on each side, cut off at the border."""
+    halves = [(name, max(1, side // 2)) for name, side in _sides(place, k).items()]
+    parts = [along(name, block + 2 * (block // 2), stride=block, border="mask") for name, block in halves]
+    return (_joined(parts),)
+
+
+def _inward(place: Place, k: int) -> Stack:
+    """All frames, and a window on each that slides inward."""
+    _, *frame = _sides(place, k).items()
+    return (_joined([along(name, side) for name, side in frame]),)
+
+
 def _strided(place: Place, k: int) -> Stack:
     sides = _sides(place, k).items()
     return (_joined([along(name, side, stride=max(1, side // 2)) for name, side in sides]),)
@@ -106,6 +127,9 @@ def _one(place: Place) -> int:
 
 GRID: tuple[StaticPattern, ...] = (
     StaticPattern("neighbourhood", "neighbourhood", "arXiv:2204.07143", _neighbourhood, _steps),
+    StaticPattern("dilated", "neighbourhood, dilation 2", "arXiv:2209.15001", _dilated, _steps),
+    StaticPattern("freeswim", "all frames, inward window (FreeSwim)", "arXiv:2511.14712", _inward, _steps),
+    StaticPattern("halonet", "blocks with halos (HaloNet)", "arXiv:2103.12731", _halo, _steps),
     StaticPattern("gna", "neighbourhood, strides of half (GNA)", "arXiv:2504.16922", _strided, _steps),
     StaticPattern("blocks", "blocks", "arXiv:2103.14030", _blocks, _every_cut),
     StaticPattern("grid", "grid (every n-th token)", "arXiv:2204.01697", _grid, _every_cut),

@@ -13,6 +13,8 @@ segments. The forms on a grid are in `combiner_axial`.
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import isqrt
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from attlas.attend import State, attend, merge
 from attlas.layers.folds import Folds
+from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.pattern import Pattern, Tokens, causal, distance, window
 from attlas.score import Dot
 
@@ -220,3 +223,21 @@ def heads_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     if group > 1:
         key, value = (x.repeat_interleave(group, 1) for x in (key, value))
     return query * query.shape[-1] ** -0.5, key, value
+
+
+SEGMENT = 8
+"""Tokens of a segment of the registered mixer where no length is given; else the root of the length."""
+
+
+def _entry(setting: Setting) -> nn.Module:
+    segment = SEGMENT if setting.length is None else max(1, isqrt(setting.length))
+    return Combiner(setting.width, setting.heads, partial(fixed, segment=segment, is_causal=setting.causal))
+
+
+def _entry_logsparse(setting: Setting) -> nn.Module:
+    return Combiner(setting.width, setting.heads, logsparse)
+
+
+_ACROSS = "the regions of a row are parts of its own sequence"
+register_mixer(MixerEntry("combiner_fixed", _entry, frozenset({"NS", "CS"}), why_not=_ACROSS))
+register_mixer(MixerEntry("combiner_logsparse", _entry_logsparse, frozenset({"CS"}), why_not=_ACROSS))

@@ -109,10 +109,33 @@ def ranges_of_rows(
 ) -> Intervals:
     """Key *row numbers* that any rows (int64, in any order) of plain spaces see."""
     sizes = common_sizes(q_at, k_at)
-    seen = pattern.intervals(q_at.start + rows, sizes, head)
+    positions = q_at.start + rows
+    seen = _sinks_and_window(pattern, positions, sizes["N"])
+    if seen is None:
+        seen = pattern.intervals(positions, sizes, head)
     if k_at.start == 0 and k_at.length == sizes["N"]:
         return seen
     return sets.shift(sets.clip(seen, k_at.start, k_at.start + k_at.length), -k_at.start)
+
+
+def _sinks_and_window(pattern: Pattern, positions: np.ndarray, extent: int) -> Intervals | None:
+    """The ranges of `causal & (window | sink)`, the most frequent pattern, without its algebra; else None."""
+    sink, window = pattern.sink_window() or (None, None)
+    if not isinstance(sink, int) or not (window is None or isinstance(window, int)) or not positions.size:
+        return None
+    if int(positions.max()) >= extent or (window is not None and window < 1):
+        return None
+    end = positions + 1
+    start = np.zeros_like(end) if window is None else np.maximum(end - window, 0)
+    apart = start > sink
+    if sink < 1 or not apart.any():
+        start = start if sink < 1 else np.zeros_like(end)
+        return Intervals(start[:, None], end[:, None])
+    low, high = np.zeros((2, len(end)), np.int64), np.zeros((2, len(end)), np.int64)
+    high[0] = np.where(apart, sink, end)
+    np.multiply(start, apart, out=low[1])
+    np.multiply(end, apart, out=high[1])
+    return Intervals(low.T, high.T)
 
 
 def chunks(pattern: Pattern, q_at: Tokens, k_at: Tokens, head: int = 0) -> Iterator[Intervals]:

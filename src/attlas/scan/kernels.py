@@ -23,8 +23,11 @@ class Kernel(Protocol):
     gives tensors that the kernel itself holds their gradients.
     """
 
-    positive: bool
-    inside: bool
+    @property
+    def positive(self) -> bool: ...
+
+    @property
+    def inside(self) -> bool: ...
 
     def features(self, x: Tensor, positions: Tensor) -> Tensor:
         """phi of (B, H, n, D) at positions (B, n), or any shape that broadcasts: (B, H, n, F)."""

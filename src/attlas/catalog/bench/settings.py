@@ -43,7 +43,7 @@ class Settings:
     length: int = 4096
     density: float | None = None
     layers: int = 4
-    grid: tuple[int, int, int] | None = (16, 16, 24)
+    grid: tuple[int, int, int] | None = (48, 8, 16)
     heads: int = 8
     timing: bool = True
     seeds: int = 0
