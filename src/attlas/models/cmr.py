@@ -29,7 +29,7 @@ class ReweavingNet(RecallNet):
 
     Args:
         mixer, vocabulary, width, layers, length: of `RecallNet`. heads, items, segment, reconstruction, rank,
-            detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before the
+            explore, detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before the
             woven one; default `where_to_weave`. auxiliary_weight: mu of the reconstruction loss.
 
     `auxiliary()` adds mu * mean((n(z_j) - sg(n(h_j)))^2) over tokens and channels, h the last layer's output,
@@ -53,6 +53,7 @@ class ReweavingNet(RecallNet):
         woven: int | None = None,
         reconstruction: nn.Module | None = None,
         rank: Rank | None = None,
+        explore: float = 0.0,
         detach: bool = False,
         auxiliary_weight: float = AUXILIARY,
     ) -> None:
@@ -67,7 +68,7 @@ class ReweavingNet(RecallNet):
         self.captured, self.woven, self.auxiliary_weight = captured, woven, auxiliary_weight
         self.reweaving = Reweaving(
             width, heads, len(captured), items=items, segment=segment, reconstruction=reconstruction,
-            rank=rank, detach=detach,
+            rank=rank, explore=explore, detach=detach,
         )  # fmt: skip
         self._missed = torch.zeros(())
 
