@@ -114,9 +114,9 @@ class Reweaving(nn.Module):
     Args:
         width, heads; layers: captured ones. items: R; segment: C.
         reconstruction: of the latents (`LayeredReconstruction` unless given). rank: of what is kept, by
-            salience unless given. explore: in training mode, Gumbel noise of this scale on the rank: items are
-            drawn with probability ∝ exp(r / explore). What is never kept does not learn to be. detach: no
-            gradient reaches the captured layers through the memory.
+            salience unless given. explore: in training mode, Gumbel noise of this scale on the rank, so that
+            items are drawn with probability ∝ exp(r / explore): what is never kept does not learn to be.
+        detach: no gradient reaches the captured layers through the memory.
 
     Shapes: (B, N, width) and captured layers of the same shape -> (B, N, width). Causal by segments: an item
     is seen from the next segment on. State: R items and those of the segment that is not full yet. Cost:

@@ -29,8 +29,8 @@ class ReweavingNet(RecallNet):
 
     Args:
         mixer, vocabulary, width, layers, length: of `RecallNet`. heads, items, segment, reconstruction, rank,
-            explore, detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before the
-            woven one; default `where_to_weave`. auxiliary_weight: mu of the reconstruction loss.
+            explore, detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before
+            the woven one; default `where_to_weave`. auxiliary_weight: mu of the reconstruction loss.
 
     `auxiliary()` adds mu * mean((n(z_j) - sg(n(h_j)))^2) over tokens and channels, h the last layer's output,
     sg without gradient and n RMSNorm: z is part of what it is drawn to, through the memory, and without n
