@@ -237,16 +237,16 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 CLAIM = Claim(
     says=(
-        "A memory that learns at test time by gradient, with momentum and decay, manages what it keeps better "
-        "than additive linear memories, and deeper memories store what shallow ones cannot."
+        "A memory that learns at test time by gradient, with momentum and decay, manages what it keeps "
+        "better than additive linear memories, and deeper memories store what shallow ones cannot."
     ),
     rule=(
         "Means over the seeds, no outer training. Keys that are bound again: the gradient rule reads the "
-        f"latest value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. An even map "
-        f"of the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a linear memory's "
-        f"squared error. With --long also MQAR: window and memory (MAG) answer at least {ABOVE} more than the "
-        "window alone. "
-        "Told and not judged: keys bound once, momentum and decay, an odd map, which is nearly linear."
+        f"latest value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. "
+        f"An even map of the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a "
+        "linear memory's squared error. With --long also MQAR: window and memory (MAG) answer at least "
+        f"{ABOVE} more than the window alone. Told and not judged: keys bound once, momentum and decay, "
+        "an odd map, which is nearly linear."
     ),
     settings=SETTINGS,
     measure=measure,
