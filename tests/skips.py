@@ -56,6 +56,10 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: importlib.util.find_spec("timm") is not None,
         "needs timm (pip install --no-deps timm==1.0.31): independent vision layers",
     ),
+    "statsmodels": (
+        lambda: importlib.util.find_spec("statsmodels") is not None,
+        "needs statsmodels (pip install --no-deps statsmodels): the series that it ships as files",
+    ),
     "fork": (lambda: hasattr(os, "fork"), "needs os.fork: a child process continues with what was loaded"),
     "accelerator": (_accelerator, "needs a CUDA device: kernels of the accelerator path"),
 }

@@ -16,6 +16,7 @@ __all__ = [
     "available_memory",
     "machine",
     "peak_memory",
+    "resident_memory",
     "source_digest",
     "total_memory",
     "versions",
@@ -24,6 +25,7 @@ __all__ = [
 PACKAGE = Path(__file__).parents[1]  # where the rooms are
 _PACKAGES = ("torch", "transformers", "numpy", "scipy")
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -96,6 +98,15 @@ def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int | None:
+    """Memory of this process that is in use now, in bytes; None where the system does not tell."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _meminfo(field: str) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
 from attlas.attend.team import machine_code, missing, run
 
@@ -220,3 +221,24 @@ def _once(ctx: Any, *grads: Any) -> Any:
 
 
 _strips_backward.register_autograd(_once, setup_context=_keep_nothing)
+
+
+def _pairs(query: Tensor, strips: Tensor, first: Tensor) -> int:
+    """Pairs of rows and keys that the loops compute, over the batch and the heads."""
+    before = functional.pad((strips[:, 1] * strips[:, 4]).cumsum(0), (1, 0))
+    held = before[first[..., 1]] - before[first[..., 0]]
+    return int(held.expand(query.shape[0], query.shape[1]).sum())
+
+
+@register_flop_formula(torch.ops.attlas.strips, get_raw=True)
+def _flops(query, key, value, order, strips, runs, masks, first, scale, out_val=None):  # type: ignore[no-untyped-def]
+    """Two products per pair."""
+    return 2 * _pairs(query, strips, first) * (query.shape[3] + value.shape[3])
+
+
+@register_flop_formula(torch.ops.attlas.strips_backward, get_raw=True)
+def _flops_backward(  # type: ignore[no-untyped-def]
+    grad, delta, query, key, value, lse, order, strips, runs, masks, first, scale, out_val=None
+):
+    """Five products per pair: logits again, and the gradients of weights, value, query and key."""
+    return 2 * _pairs(query, strips, first) * (3 * query.shape[3] + 2 * value.shape[3])

@@ -15,7 +15,7 @@ from typing import Any
 from attlas._common.errors import UsageError
 from attlas._common.files import read_json, write_atomic
 from attlas.catalog.claim import OUTCOMES
-from attlas.catalog.pattern_results import patterns_section
+from attlas.catalog.pattern_results import mixers_section, patterns_section
 
 __all__ = ["BEGIN", "END", "fill_region", "load_results", "main", "readme_table", "results_page", "table"]
 
@@ -132,9 +132,10 @@ def results_page(results: Mapping[str, Mapping[str, Any]]) -> str:
         "attlas.run": run_section,
         "attlas.claim": claim_section,
         "attlas.patterns": lambda result: patterns_section(result, _made_with(result)),
+        "attlas.mixers": lambda result: mixers_section(result, _made_with(result)),
     }
     parts = []
-    for order in ("attlas.run", "attlas.claim", "attlas.patterns", None):
+    for order in (*sections, None):
         for name, result in results.items():
             schema = result["schema"]
             if schema == order and order is not None:

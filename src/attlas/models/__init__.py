@@ -1,31 +1,60 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.autoformer import Autoformer, SeriesEmbedding
+from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
+from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
+from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
+from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
+from attlas.models.transnormerllm import TRANSNORMERS, TransNormerConfig, TransNormerLLM
 from attlas.models.window_net import WindowNet
 
 __all__ = [
+    "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "TRANSNORMERS",
+    "Autoformer",
+    "Based",
+    "BasedConfig",
     "ConViT",
+    "CrossBlock",
     "DependencyViT",
+    "EncoderDecoder",
     "GraphLayoutLM",
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
+    "LaMambaDenoiser",
+    "LaMambaUNet",
+    "LastToken",
     "LayoutEncoder",
     "LayoutShape",
+    "LearnedPositions",
     "MaxViT",
     "MaxViTConfig",
+    "MeanToken",
+    "NoMixing",
+    "Placed",
+    "RecallNet",
+    "ReweavingNet",
+    "SeriesEmbedding",
+    "SeriesTransformer",
     "SmallLM",
+    "SmallNet",
     "SmallVision",
+    "TransNormerConfig",
+    "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
     "small_halonet",

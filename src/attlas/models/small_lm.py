@@ -1,18 +1,18 @@
 """The small language model that all claims about sequences share, with a pluggable token mixer."""
 
 from collections.abc import Callable
-from functools import partial
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attlas.layers import Block, SelfAttention
+from attlas.layers import SelfAttention
+from attlas.models.small_net import SmallNet
 from attlas.pattern import Pattern, causal
 
 __all__ = ["SmallLM"]
 
 
-class SmallLM(nn.Module):
+class SmallLM(SmallNet):
     """A decoder: embedding, pre-norm RMSNorm blocks with a GELU MLP of 4 times the width, untied head.
 
     Args:
@@ -34,7 +34,6 @@ class SmallLM(nn.Module):
         heads: int = 4,
         layers: int = 2,
     ) -> None:
-        super().__init__()
         if mixer is not None and pattern is not None:
             raise ValueError("give the small model either mixer or pattern, not both")
         if mixer is None:
@@ -43,18 +42,18 @@ class SmallLM(nn.Module):
             def mixer(layer: int) -> nn.Module:
                 return SelfAttention(width, heads, pattern=seen, base=10000.0)
 
-        self.embedding = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        norm = partial(nn.RMSNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(width, mixer(layer), norm=norm, bias=False) for layer in range(layers)
+        embedding = nn.Embedding(vocabulary, width)
+        nn.init.normal_(embedding.weight, std=0.02)
+        super().__init__(
+            embedding,
+            # Made in turn with the blocks: the weights of a seed are those of earlier results.
+            (mixer(layer) for layer in range(layers)),
+            lambda: nn.Linear(width, vocabulary, bias=False),
+            width=width,
         )
-        self.norm = norm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N vocabulary"]:
-        """Logits of the next token at every place."""
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+    def forward(
+        self, inputs: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "*places vocabulary"]:
+        """Logits of the next token at every place, or only at those that `where` marks."""
+        return super().forward(inputs, where)

@@ -12,6 +12,10 @@ _HOME = {
     "table": "print_results results_tables",
     "static_tables": "StaticTable load_patterns print_patterns static_tables",
     "static_page": "write_patterns",
+    "dsf_tables": "load_dsf print_dsf",
+    "dsf_page": "write_dsf",
+    "mixer_tables": "load_mixers mixer_tables print_mixers",
+    "mixer_page": "write_mixers",
     "page": "ReportFiles write_report",
     "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality "
     "span_map times",
@@ -27,12 +31,17 @@ __all__ = [
     "StaticTable",
     "budgets",
     "cost",
+    "load_dsf",
+    "load_mixers",
     "load_patterns",
     "load_run",
+    "mixer_tables",
     "needles",
     "pareto",
     "pattern_pictures",
     "png",
+    "print_dsf",
+    "print_mixers",
     "print_patterns",
     "print_results",
     "quality",
@@ -40,11 +49,17 @@ __all__ = [
     "span_map",
     "static_tables",
     "times",
+    "write_dsf",
+    "write_mixers",
     "write_patterns",
     "write_report",
 ]
 
 if TYPE_CHECKING:
+    from attlas.report.dsf_page import write_dsf as write_dsf
+    from attlas.report.dsf_tables import print_dsf as print_dsf
+    from attlas.report.mixer_page import write_mixers as write_mixers
+    from attlas.report.mixer_tables import print_mixers as print_mixers
     from attlas.report.page import write_report as write_report
     from attlas.report.reading import load_run as load_run
     from attlas.report.static_page import write_patterns as write_patterns

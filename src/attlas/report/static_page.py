@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from attlas.pattern import Tokens
 from attlas.report.figures import png
 from attlas.report.page import ReportFiles, template
 from attlas.report.static_figures import growth_figure, pattern_figure, quality_figure
-from attlas.report.static_tables import NAME, load_patterns, static_tables
+from attlas.report.static_tables import NAME, StaticTable, load_patterns, static_tables
 from attlas.report.theme import Chart
 from attlas.tune.progress import Progress, Silent
 
-__all__ = ["write_patterns"]
+__all__ = ["comparison_page", "write_patterns"]
 
 WIDE = ("reach", "quality")
 
@@ -40,7 +40,9 @@ def write_patterns(folder: str | Path, *, progress: Progress | None = None) -> R
         progress.advance()
     for old in set(target.glob("*.png")) - set(written.values()):
         old.unlink()
-    page = write_atomic(target / "index.html", _page(result, written))
+    labels = _labels(result)
+    shown = [(labels[name], path) for name, path in written.items()]
+    page = write_atomic(target / "index.html", comparison_page(result, static_tables(result), shown))
     return ReportFiles(page, tuple(written.values()))
 
 
@@ -59,17 +61,23 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Callable[[], Chart]]:
     return found
 
 
-def _page(result: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
+def _labels(result: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f"{stage}-{row['name']}": row["label"] for stage in ("sequence", "grid") for row in result[stage]
+    } | {"reach": "How far information travels", "quality": "Quality on the pretrained model"}
+
+
+def comparison_page(
+    result: Mapping[str, Any], tables: Sequence[StaticTable], pictures: Sequence[tuple[str, Path]]
+) -> str:
+    """The page of a comparison: tables, pictures with what each shows, command, machine and versions."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    labels = {
-        f"{stage}-{row['name']}": row["label"] for stage in ("sequence", "grid") for row in result[stage]
-    } | {"reach": "How far information travels", "quality": "Quality on the pretrained model"}
     return environment.from_string(template("patterns.html.jinja")).render(
         title=result["title"],
-        tables=static_tables(result),
-        pictures=[{"label": labels[name], "source": _inline(path)} for name, path in pictures.items()],
+        tables=tables,
+        pictures=[{"label": label, "source": _inline(path)} for label, path in pictures],
         command=result["command"],
         machine=result["machine"],
         versions=result["versions"],

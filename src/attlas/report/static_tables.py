@@ -14,7 +14,7 @@ from rich.text import Text
 
 from attlas._common.files import check_schema, read_json
 
-__all__ = ["NAME", "StaticTable", "load_patterns", "print_patterns", "static_tables"]
+__all__ = ["NAME", "StaticTable", "load_patterns", "print_patterns", "print_tables", "static_tables"]
 
 NAME, SCHEMA, VERSION = "static_patterns", "attlas.patterns", 1
 Row = Mapping[str, Any]
@@ -154,8 +154,13 @@ def _table(
 
 def print_patterns(result: Row, console: Console | None = None) -> None:
     """Print the tables."""
+    print_tables(static_tables(result), console)
+
+
+def print_tables(tables: Sequence[StaticTable], console: Console | None = None) -> None:
+    """Print tables with their titles and notes."""
     console = console or Console()
-    for table in static_tables(result):
+    for table in tables:
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), header_style="bold")
         shown.add_column(table.columns[0], overflow="fold")
         for heading in table.columns[1:]:

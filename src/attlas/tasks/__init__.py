@@ -6,16 +6,31 @@ from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
+from attlas.tasks.sequences import (
+    ASK_KEY,
+    PASSKEY_VOCABULARY,
+    SHOW_KEY,
+    copying,
+    digit_tokens,
+    induction,
+    passkey,
+)
+from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_series
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
+    "ASK_KEY",
     "INSTRUCTIONS",
+    "PASSKEY_VOCABULARY",
+    "SERIES",
+    "SHOW_KEY",
     "SOURCES",
     "UNASKED",
     "WORDINGS",
     "ByteText",
+    "Forecasts",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -24,14 +39,21 @@ __all__ = [
     "Question",
     "QuestionScore",
     "Recall",
+    "Series",
     "TextSource",
     "Wording",
     "build_items",
     "byte_text",
+    "copying",
+    "digit_tokens",
     "digits_on_canvas",
     "encode",
+    "forecasts",
+    "induction",
+    "load_series",
     "load_source",
     "mqar",
+    "passkey",
     "photo_crops",
     "photos",
     "prompt_pieces",

@@ -8,10 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SMALL_RECIPE", "Recipe", "fit"]
+__all__ = ["SMALL_RECIPE", "Diverged", "Recipe", "fit"]
 
 Batch = TypeVar("Batch")
 REPORTS = 20  # how often progress is told in a run
+
+
+class Diverged(ValueError):
+    """The loss of a training run is not finite any more."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def fit(
     """Train `model` in place on the next `recipe.steps` batches; the loss before each update.
 
     `loss(model, batch)` is a scalar. `step` is told the progress. The run is repeatable: it draws no random
-    numbers itself. Raises ValueError where the batches end too soon or the loss is not finite.
+    numbers itself. Raises ValueError where the batches end too soon, `Diverged` (one too) where the loss is
+    not finite.
     """
     from ignite.engine import Engine, Events
 
@@ -88,7 +93,7 @@ def fit(
     def note(engine: Engine) -> None:
         value = float(engine.state.output or 0.0)
         if not math.isfinite(value):
-            raise ValueError(f"the loss of step {engine.state.iteration} is {value}: training went wrong")
+            raise Diverged(f"the loss of step {engine.state.iteration} is {value}: training went wrong")
         losses.append(value)
         if engine.state.iteration % max(1, recipe.steps // REPORTS) == 0:
             step(f"step {engine.state.iteration} of {recipe.steps}, loss {value:.3f}")

@@ -4,7 +4,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["label_loss", "next_token_loss"]
+from attlas.tasks.mqar import UNASKED
+
+__all__ = ["label_loss", "next_token_loss", "recall_loss"]
 
 
 def next_token_loss(model: nn.Module, ids: Int[Tensor, "B n"]) -> Float[Tensor, ""]:
@@ -17,3 +19,15 @@ def label_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Float[Tensor, 
     """Mean cross-entropy in nats of one label per example; batch: (inputs (B, ...), labels (B,))."""
     inputs, labels = batch
     return functional.cross_entropy(model(inputs).float(), labels)
+
+
+def recall_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats of the labelled places, `model(ids, where)` giving their logits alone.
+
+    batch: (ids, labels) of `tasks.mqar`. What the model's `auxiliary()` tells is added, if it has one.
+    """
+    ids, labels = batch
+    asked = labels != UNASKED
+    loss = functional.cross_entropy(model(ids, asked).float(), labels[asked])
+    auxiliary = getattr(model, "auxiliary", None)
+    return loss if auxiliary is None else loss + auxiliary()

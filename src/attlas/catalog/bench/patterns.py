@@ -6,7 +6,6 @@ Every finished row is a file of its own beside the result until all are there: a
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,11 +15,12 @@ from typing import Any
 from torch import nn
 
 from attlas._common.errors import UsageError
-from attlas._common.files import check_folder, check_schema, read_json, to_json, write_json
+from attlas._common.files import check_folder, to_json, write_json
 from attlas._common.machine import PACKAGE, machine, source_digest, versions
 from attlas.bridges import describe
 from attlas.bridges.models import wiring
 from attlas.catalog.bench.geometry import BLOCK, geometry, speed
+from attlas.catalog.bench.parts import Parts
 from attlas.catalog.bench.quality import (
     Method,
     pair_density,
@@ -77,9 +77,10 @@ def bench_patterns(
             "computes"
         )
     density = settings.density or (DENSITY if plan is None else pair_density(plan, settings.length))
-    kept = folder / f"{NAME}-{_digest(settings, density, pretrained)}.partial"
+    digest = _digest(settings, density, pretrained)
+    kept = Parts(folder / f"{NAME}-{digest}.partial", SCHEMA, VERSION)
     if fresh:
-        shutil.rmtree(kept, ignore_errors=True)
+        kept.remove()
     source = load_source(settings.data)
     # Before anything is measured: the text may be too short, or the length for the questions.
     items = [] if pretrained is None else _items(pretrained, source, settings)
@@ -108,7 +109,7 @@ def bench_patterns(
     if settings.seeds:
         result["small"] = run.small(source)
     write_json(folder / f"{NAME}.json", result)
-    shutil.rmtree(kept, ignore_errors=True)
+    kept.remove()
     return result
 
 
@@ -144,11 +145,11 @@ def _items(pretrained: Pretrained, source: TextSource, mine: Settings) -> list[L
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The stages; each row is kept in a file of `kept`."""
+    """The stages; each row is kept."""
 
     settings: Settings
     density: float
-    kept: Path
+    kept: Parts
     progress: Progress
 
     def table(self, stage: str, rows: Sequence[StaticPattern], place: Place) -> list[dict[str, Any]]:
@@ -232,13 +233,11 @@ class _Run:
 
     def _part(self, name: str, compute: Callable[[], Any], *, steps: int = 1, tells: bool = False) -> Any:
         """What `compute` found, kept in a file; `steps` of the stage, which it may tell itself."""
-        path = self.kept / f"{name}.json"
-        if tells and not path.exists():
+        if tells and not self.kept.has(name):
             steps = 0
-        if not path.exists():
-            write_json(path, {"schema": SCHEMA + ".part", "version": VERSION, "value": compute()})
+        value = self.kept.keep(name, compute)
         self.progress.advance(steps)
-        return check_schema(read_json(path), SCHEMA + ".part", VERSION, source=str(path))["value"]
+        return value
 
 
 def _fitted(row: StaticPattern, place: Place, density: float) -> Stack | str:

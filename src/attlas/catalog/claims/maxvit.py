@@ -12,7 +12,7 @@ from typing import Any
 
 from attlas.catalog.claim import Claim, Step, Values, Verdict, remember, spread
 
-__all__ = ["CLAIM", "judge", "measure", "slope"]
+__all__ = ["CLAIM", "judge", "least_time", "measure", "slope"]
 
 KINDS = {
     "block and grid": ("block", "grid", "block", "grid"),
@@ -81,14 +81,14 @@ def _times(seed: int) -> Values:
         for name, partition in (("block", block_partition(4)), ("grid", grid_partition(4))):
             layer = PartitionAttention(48, partition, head_width=12)
             maps = {side: torch.randn(1, side, side, 48) for side in SIDES}
-            found[f"exponent {name}"] = slope({side**2: _least(layer, maps[side]) for side in SIDES})
+            found[f"exponent {name}"] = slope({side**2: least_time(layer, maps[side]) for side in SIDES})
         dense = SelfAttention(48, 4)
         lines = {side: torch.randn(1, side**2, 48) for side in DENSE_SIDES}
-        found["exponent dense"] = slope({side**2: _least(dense, lines[side]) for side in DENSE_SIDES})
+        found["exponent dense"] = slope({side**2: least_time(dense, lines[side]) for side in DENSE_SIDES})
     return found
 
 
-def _least(layer: Callable[[Any], object], x: Any) -> float:
+def least_time(layer: Callable[[Any], object], x: Any) -> float:
     """Seconds of CPU time, which other work on the machine changes least."""
     layer(x)
     times = []
