@@ -122,10 +122,9 @@ def _sweep(
     reads = []
     for piece, begins in placed.pieces:
         fast = _refrozen(fast, begins)
-        parts = [x[:, :, piece] for x in streams]
-        read, weights, momentum = advance_chunk(
-            rule, fast, *parts, Steps(*(x[:, :, piece] for x in steps)), exact=exact
-        )
+        query, key, value = (x[:, :, piece] for x in streams)
+        factors = Steps(*(x[:, :, piece] for x in steps))
+        read, weights, momentum = advance_chunk(rule, fast, query, key, value, factors, exact=exact)
         fast = Fast(weights, momentum, fast.frozen)
         reads.append(read)
     return placed.collect(torch.cat(reads, 2)), fast

@@ -13,12 +13,12 @@ CARD = Card(
     room="layers",
     kind="memory that learns at test time",
     what=(
-        "A small network whose weights are a memory: every token is written to it by a step of "
-        "gradient descent on ||M(k) - v||² with momentum and decay, whose sizes depend on the token, and then "
-        "read. It stands alone (LMM), before a segment as context of its attention (MAC), beside a sliding window as a "
-        "factor (MAG) or below one as a layer (MAL), with learned persistent tokens. A chunk is computed in "
-        "its dual form, without any token's own weights; a linear memory's sequential rule by a triangular "
-        "solve. TTT and the delta rule are settings of the same operator."
+        "A small network whose weights are a memory: every token is written to it by a step of gradient "
+        "descent on ||M(k) - v||² with momentum and decay, whose sizes depend on the token, and then "
+        "read. It stands alone (LMM), before a segment as context of its attention (MAC), beside a "
+        "sliding window as a factor (MAG) or below one as a layer (MAL), with learned persistent tokens. "
+        "A chunk is computed in its dual form, without any token's own weights; a linear memory's "
+        "sequential rule by a triangular solve. TTT and the delta rule are settings of the same operator."
     ),
     lives=(
         "attlas.scan:memory",
@@ -41,14 +41,14 @@ CARD = Card(
     ),
     unverified=(
         "alpha, eta and theta: sigmoids here, theta bounded so that a unit key is overwritten near half "
-        "of the bound; the paper's functions are not known. They begin at 0.02, 0.1 and bound / (2 chunk) for "
-        "every token.",
+        "of the bound; the paper's functions are not known. They begin at 0.02, 0.1 and bound / (2 "
+        "chunk) for every token.",
         "The gates: silu of both normalised factors, and silu of the linear gate before the output; the "
         "paper's non-linearity is not known.",
         "Segment, window, persistent tokens, chunk and depth of the paper's sizes; its displayed equations "
         "were not legible in the copy that was read. Its benchmark figures: not run here.",
-        "The initial memory: normal weights that give unit keys pre-activations of variance 1, the last layer "
-        "near 0.",
+        "The initial memory: normal weights that give unit keys pre-activations of variance 1, the last "
+        "layer near 0.",
     ),
     claim="attlas.catalog.claims.titans:CLAIM",
 )

@@ -24,7 +24,7 @@ MAP_WIDTH, INNER, HIDDEN, CHUNK, HELD_OUT = 16, 32, 64, 16, 500
 MOMENTUM, THETAS = 0.9, (0.002, 0.0045, 0.01, 0.022, 0.05)
 TARGETS, DEPTHS, SEEN = ("odd", "even"), (1, 2), (2048, 8192)
 NETS = ("window", "MAG")
-RECALL = {"vocabulary": 256, "length": 64, "pairs": 8, "train": 16384, "test": 1024}
+RECALL: dict[str, Any] = {"vocabulary": 256, "length": 64, "pairs": 8, "train": 16384, "test": 1024}
 RECALL_WIDTH, RECALL_HEADS, RECALL_WINDOW, RECALL_BATCH, RECALL_STEPS = 64, 4, 8, 64, 2000
 OVERWRITES, HALF, ABOVE = 0.2, 0.5, 0.3
 SETTINGS = {
@@ -127,7 +127,7 @@ def network(name: str, seed: int) -> nn.Module:
         return MemoryAsGate(RECALL_WIDTH, RECALL_HEADS, memory, size=RECALL_WINDOW)
 
     torch.manual_seed(seed)
-    return SmallLM(mixer=mixer, vocabulary=int(RECALL["vocabulary"]), width=RECALL_WIDTH)
+    return SmallLM(mixer=mixer, vocabulary=RECALL["vocabulary"], width=RECALL_WIDTH)
 
 
 def recall_values(name: str, seed: int, step: Step) -> Values:
@@ -237,16 +237,16 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 CLAIM = Claim(
     says=(
-        "A memory that learns at test time by gradient, with momentum and decay, manages what it keeps better "
-        "than additive linear memories, and deeper memories store what shallow ones cannot."
+        "A memory that learns at test time by gradient, with momentum and decay, manages what it keeps "
+        "better than additive linear memories, and deeper memories store what shallow ones cannot."
     ),
     rule=(
         "Means over the seeds, no outer training. Keys that are bound again: the gradient rule reads the "
-        f"latest value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. An even map "
-        f"of the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a linear memory's "
-        f"squared error. With --long also MQAR: window and memory (MAG) answer at least {ABOVE} more than the "
-        "window alone. "
-        "Told and not judged: keys bound once, momentum and decay, an odd map, which is nearly linear."
+        f"latest value at least {OVERWRITES} more often than the additive one at each of {PAIRS} pairs. "
+        f"An even map of the keys: after {SEEN[-1]} pairs a memory of two layers has at most {HALF} of a "
+        "linear memory's squared error. With --long also MQAR: window and memory (MAG) answer at least "
+        f"{ABOVE} more than the window alone. Told and not judged: keys bound once, momentum and decay, "
+        "an odd map, which is nearly linear."
     ),
     settings=SETTINGS,
     measure=measure,
