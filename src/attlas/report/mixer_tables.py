@@ -139,9 +139,9 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
     notes += [f"Left out: {row['absent']}." for row in speed["rows"] if "absent" in row]
     for row in there:
         if None in row["forward_ms"] and "absent" not in row:
-            last = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
+            longest = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
             slow = f"a training call took more than {speed['slow']:.0f} s"
-            notes.append(f"{called[row['mixer']]} was not measured beyond {last}: {slow}.")
+            notes.append(f"{called[row['mixer']]} was not measured beyond {longest}: {slow}.")
     return StaticTable("speed", "Time and memory of one layer", columns, tuple(cells), tuple(notes))
 
 
