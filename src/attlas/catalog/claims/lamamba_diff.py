@@ -167,7 +167,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
             folder, f"net-{name}", partial(error, name, seed, LONG_STEPS if long else STEPS, say)
         )
     step("time")
-    return found | remember(folder, "time", partial(times, seed))
+    found |= remember(folder, "time", partial(times, seed))
+    return found
 
 
 def judge(runs: Sequence[Values]) -> Verdict:
