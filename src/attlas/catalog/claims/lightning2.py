@@ -45,7 +45,8 @@ def _stream(seed: int, tokens: int, step: Step) -> Values:
     generator = torch.Generator().manual_seed(seed)
     state: State | None = None
     first: State | None = None
-    seconds, memory, tail = [], [], []
+    seconds, memory = [], []
+    tail: list[tuple[list[Tensor], Tensor]] = []
     for index in range(tokens // PIECE):
         piece = _tokens(PIECE, generator)
         start = time.process_time()
