@@ -20,7 +20,7 @@ __all__ = ["LayeredReconstruction", "NewestLayer", "RandomRank", "Rank", "Reweav
 
 Captured = Sequence[Tensor]
 """Hidden states (B, N, D) of the captured layers, one after the other."""
-EPSILON = 1e-6
+EPSILON, SPREAD = 1e-6, 0.02
 EMPTY = -1  # place of an item that is not there
 
 
@@ -29,7 +29,7 @@ class Salience(nn.Module):
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(width**-0.5 * torch.randn(layers, width))
+        self.weight = nn.Parameter(SPREAD * torch.randn(layers, width))
 
     def forward(self, captured: Captured) -> Float[Tensor, "B N"]:
         """One number per token."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def run_with(changed=None):
 @pytest.mark.parametrize(
     ("changed", "outcome", "text"),
     [
-        ({}, "holds", "reweaving 0.800 ± 0.000 (beyond 40 tokens 0.800)"),
+        ({}, "holds", "reweaving 0.800 ± 0.000 (far ones 0.800)"),
         ({"full": 0.8}, "not shown at this scale", "Full attention does not learn the task"),
         ({"window": 0.7}, "does not hold", "Not met: reweaving at least 0.2 above the window."),
         ({"random items": 0.75}, "does not hold", "Not met: reweaving at least 0.1 above random items."),
@@ -32,12 +34,15 @@ def test_each_part_of_the_rule_decides(changed, outcome, text):
 
 @pytest.mark.parametrize("long", [False, True])
 def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch, long):
-    tiny = {"STEPS": 2, "LONG_STEPS": 2, "BATCH": 2, "EXAMPLES": 4, "TESTED": 3, "WIDTH": 8, "VOCABULARY": 80}
-    for name, value in tiny.items():
+    for name, value in {"EXAMPLES": 4, "TESTED": 3, "WIDTH": 8}.items():
         monkeypatch.setattr(claims, name, value)
+    for name in ("SHORT", "LONG"):
+        monkeypatch.setattr(claims, name, replace(getattr(claims, name), steps=2, batch=2))
     said: list[str] = []
     values = claims.measure(1000, long=long, folder=tmp_path, step=said.append)
-    more = {f"{arm}, 16 items": 0.0 for arm in ("reweaving", "random items", "one layer")} if long else {}
+    more = (
+        {f"{arm}, twice the items": 0.0 for arm in ("reweaving", "random items", "one layer")} if long else {}
+    )
     assert set(values) == set(run_with(more))
     assert any(line.startswith("reweaving: step 2 of 2") for line in said)
     said.clear()
@@ -45,13 +50,17 @@ def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch, long):
     assert not said, "what is trained already is not trained again"
 
 
-def test_the_window_reaches_no_key(monkeypatch):
+@pytest.mark.parametrize(("size", "reach"), [("SHORT", 9), ("LONG", 13)])
+def test_the_window_reaches_no_key(monkeypatch, size, reach):
     monkeypatch.setattr(claims, "EXAMPLES", 50)
-    net = claims.network("window", 0)
+    chosen = getattr(claims, size)
+    net = claims.network("window", 0, chosen, 4)
     x = torch.randn(1, 40, claims.WIDTH, requires_grad=True)
     y = x
     for index in range(claims.LAYERS):
         y = net.layer(index, y)
-    reach = torch.autograd.grad(y[0, -1].sum(), x)[0][0].abs().sum(-1).nonzero().min()
-    _, test = claims.data(0)
-    assert 39 - reach == 13 and test.distance[test.distance > 0].min() >= 18
+    first = torch.autograd.grad(y[0, -1].sum(), x)[0][0].abs().sum(-1).nonzero().min()
+    _, test = claims.data(0, chosen)
+    # The value stands one token after the key.
+    assert 39 - first == reach and test.distance[test.distance > 0].min() - 1 > reach
+    assert (test.distance > chosen.far).any() and (test.distance[test.distance > 0] <= chosen.far).any()

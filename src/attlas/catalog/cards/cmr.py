@@ -34,9 +34,11 @@ CARD = Card(
         "to, which contains it through the memory, grow without bound. It is a mean over tokens and "
         "channels, over all tokens and not the kept ones alone. The memory is read by the stream that "
         "enters the layer after the last captured one.",
+        "In training, noise on the salience makes items be drawn (an option, used by the claim): a kind of "
+        "token that is never kept would never learn to be.",
         "While decoding an item is kept as its reconstruction, not as the latents of every layer.",
         "The claim is on associative recall beyond a window, not on language; a net without MLPs stands for "
-        "the language model.",
+        "the language model; 4 pairs in 32 tokens by default, 8 in 64 with --long.",
     ),
     unverified=(
         "Every quantitative statement of the paper (recall over lengths, rare tokens, numbers, overhead).",
