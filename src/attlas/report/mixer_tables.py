@@ -91,6 +91,10 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
     for row in there:
         if row["uncounted"]:
             notes.append(f"FLOPs of {called[row['mixer']]} lack {', '.join(row['uncounted'])}.")
+        spent = row["flops"] * row["steps"] / row["flops_budget"]
+        if abs(spent - 1) > settings["tolerance"]:
+            told = f"{called[row['mixer']]} at width {row['width']}: {spent:.1%} of the FLOPs"
+            notes.append(f"{told}; whole steps come no nearer, train for more of them.")
         if row["diverged"]:
             lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
             notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
@@ -108,29 +112,28 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
     there = [row for row in speed["rows"] if any(value is not None for value in row["forward_ms"])]
     called = labels([row["mixer"] for row in speed["rows"]])
     columns = (
-        *("mixer", "length", "forward ms", "training ms", "MiB", "token us", "state KiB"),
+        *("mixer", "forward ms", "training ms", "MiB", "token us", "state KiB"),
         *(f"pays from: {name}" for _, name in MEASURES),
     )
     cells = []
     for row in there:
-        last = max(at for at, value in enumerate(row["forward_ms"]) if value is not None)
-        token, pays = row["decode_us"][last], speed["efficiency"].get(row["mixer"], {})
+        pays, whole = speed["efficiency"].get(row["mixer"], {}), row["forward_ms"][-1] is not None
+        token = row["decode_us"][-1]
         cells.append(
             (
                 called[row["mixer"]],
-                f"{lengths[last]:,}",
-                f"{row['forward_ms'][last]:.3g}",
-                f"{row['train_ms'][last]:.3g}",
-                f"{row['train_bytes'][last] / 2**20:,.1f}",
-                "none" if token is None else f"{token:,.0f}",
-                _kib(row["state_bytes"][last]),
+                _short(row["forward_ms"][-1]),
+                _short(row["train_ms"][-1]),
+                _short(row["train_bytes"][-1], 2**20),
+                "none" if whole and token is None else _short(token),
+                _kib(row["state_bytes"][-1]) if whole else "",
                 *(_pays(pays.get(name), lengths) for name, _ in MEASURES),
             )
         )
     notes = [
-        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence of the longest "
-        "length that was measured, all mixers in turns in one process. Training: forward and backward; MiB: "
-        "the most that torch holds for it; token: one more behind the sequence, from the state.",
+        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence, all mixers "
+        "in turns in one process. Training: forward and backward; MiB: the most that torch holds for it; "
+        "token: one more behind the sequence, from the state.",
         f"Pays from: the efficiency length of CAB (arXiv 2210.07661), from where on it costs less than "
         f"{reference}: the larger root between a fit a n^2 + b n + c of that one's cost and d n + e of the "
         f"mixer's, of times without the shortest length. In brackets: outside of {lengths[0]:,} to "
@@ -142,7 +145,20 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
             longest = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
             slow = f"a training call took more than {speed['slow']:.0f} s"
             notes.append(f"{called[row['mixer']]} was not measured beyond {longest}: {slow}.")
-    return StaticTable("speed", "Time and memory of one layer", columns, tuple(cells), tuple(notes))
+    return StaticTable(
+        "speed",
+        f"Time and memory of one layer at {lengths[-1]:,} tokens",
+        columns,
+        tuple(cells),
+        tuple(notes),
+    )
+
+
+def _short(value: float | None, unit: float = 1.0) -> str:
+    """Three digits, without an exponent."""
+    if value is None:
+        return ""
+    return f"{value / unit:,.0f}" if value / unit >= 100 else f"{value / unit:.3g}"
 
 
 def _pays(found: Row | None, lengths: Sequence[int]) -> str:
