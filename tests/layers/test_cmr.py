@@ -149,6 +149,17 @@ def test_random_items_differ_and_repeat():
     assert not torch.allclose(module(x, captured), module(x, captured))
 
 
+def test_exploring_draws_in_training_by_the_salience():
+    module = made(1, 2, explore=1.0)
+    weights = torch.tensor([1.0, 3.0]).log().expand(20_000, 2)
+    drawn = module._rank(weights).argmax(1).double().mean()
+    torch.testing.assert_close(drawn, torch.tensor(0.75), atol=0.02, rtol=0)
+    module.eval()
+    assert torch.equal(module._rank(weights), weights)
+    x, captured = inputs(7)
+    torch.testing.assert_close(module(x, captured), dense(module, x, captured), **CLOSE)
+
+
 def test_without_reconstruction_and_without_gradient_to_the_captured():
     x, captured = inputs(12)
     single = made(3, 4, reconstruction=NewestLayer(), detach=True)
@@ -166,10 +177,13 @@ def test_layers_of_the_definition_and_the_auxiliary_loss():
     for index in range(4):
         outputs.append(net.layer(index, outputs[-1]))
     net(ids)
-    missed = net.reweaving.reconstruction([outputs[2], outputs[3]]) - outputs[4].detach()
+    found, wanted = net.reweaving.reconstruction([outputs[2], outputs[3]]), outputs[4].detach()
+    missed = found / found.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+    missed = missed - wanted / wanted.square().mean(-1, keepdim=True).add(1e-6).sqrt()
     torch.testing.assert_close(net.auxiliary(), 0.1 * missed.square().mean(), **CLOSE)
     net.auxiliary().backward()
     assert net.reweaving.reconstruction.share.grad is not None
+    assert net.mixers[2].linear.weight.grad is not None
     assert net.mixers[3].linear.weight.grad is None, "the target has no gradient"
 
 
@@ -180,6 +194,8 @@ def test_errors():
         Reweaving(8, 3, 2)
     with pytest.raises(ValueError, match="items, segment and layers must be at least 1, got 0, 64, 2"):
         Reweaving(8, 2, 2, items=0)
+    with pytest.raises(ValueError, match="explore is a scale of noise and must be at least 0, got -1"):
+        Reweaving(8, 2, 2, explore=-1.0)
     with pytest.raises(ValueError, match="reweaving needs at least 4 layers, to capture two .* got 3"):
         where_to_weave(3)
     for captured, woven in (((1, 2), 2), ((2, 1), 3), ((1,), 4), ((), 2)):

@@ -114,7 +114,9 @@ class Reweaving(nn.Module):
     Args:
         width, heads; layers: captured ones. items: R; segment: C.
         reconstruction: of the latents (`LayeredReconstruction` unless given). rank: of what is kept, by
-            salience unless given. detach: no gradient reaches the captured layers through the memory.
+            salience unless given. explore: in training mode, Gumbel noise of this scale on the rank, so that
+            items are drawn with probability ∝ exp(r / explore): what is never kept does not learn to be.
+        detach: no gradient reaches the captured layers through the memory.
 
     Shapes: (B, N, width) and captured layers of the same shape -> (B, N, width). Causal by segments: an item
     is seen from the next segment on. State: R items and those of the segment that is not full yet. Cost:
@@ -133,6 +135,7 @@ class Reweaving(nn.Module):
         segment: int = 64,
         reconstruction: nn.Module | None = None,
         rank: Rank | None = None,
+        explore: float = 0.0,
         detach: bool = False,
     ) -> None:
         super().__init__()
@@ -147,7 +150,9 @@ class Reweaving(nn.Module):
         self.reconstruction = (
             LayeredReconstruction(width, layers) if reconstruction is None else reconstruction
         )
-        self.rank = _salience if rank is None else rank
+        if explore < 0:
+            raise ValueError(f"explore is a scale of noise and must be at least 0, got {explore}")
+        self.rank, self.explore = _salience if rank is None else rank, explore
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -161,7 +166,7 @@ class Reweaving(nn.Module):
         latent, salience = self.items_of(captured)
         batch, count, size = x.shape[0], x.shape[1], self.segment
         segments = -(-count // size)
-        chosen = self._kept(self.rank(salience.detach()), segments)  # (B, T, R)
+        chosen = self._kept(self._rank(salience), segments)  # (B, T, R)
         index = chosen.clamp_min(0).flatten(1)
         latent = latent.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
         latent = latent.unflatten(1, (segments, -1)).flatten(0, 1)
@@ -202,7 +207,7 @@ class Reweaving(nn.Module):
     ) -> tuple[Float[Tensor, "B N D"], State]:
         """The next N tokens, any number: outputs, and the memory after them."""
         latent, salience = self.items_of(captured)
-        rank = self.rank(salience.detach())
+        rank = self._rank(salience)
         at = state.position[:, None] + torch.arange(x.shape[1], device=x.device)
         kept, new, pieces, done = state.nested("kept"), state.nested("new"), [], 0
         while done < x.shape[1]:
@@ -220,6 +225,12 @@ class Reweaving(nn.Module):
                 kept, new = _rows(both, best), _rows(new, best[:, :0])
         position = state.position + x.shape[1]
         return torch.cat(pieces, 1), State({"kept": kept, "new": new}, position)
+
+    def _rank(self, salience: Tensor) -> Tensor:
+        rank = self.rank(salience.detach())
+        if self.training and self.explore:
+            rank = rank - self.explore * torch.empty_like(rank).exponential_().log()
+        return rank
 
     def _kept(self, rank: Float[Tensor, "B N"], segments: int) -> Int[Tensor, "B T R"]:
         """Places of the items that each segment sees, newest first; `EMPTY` where there are fewer."""

@@ -12,7 +12,6 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
-from attlas.models.pixel_net import PixelNet
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
@@ -46,7 +45,6 @@ __all__ = [
     "MaxViTConfig",
     "MeanToken",
     "NoMixing",
-    "PixelNet",
     "Placed",
     "RecallNet",
     "ReweavingNet",

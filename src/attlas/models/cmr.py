@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from attlas.layers.cmr import Rank, Reweaving
+from attlas.layers.cmr import EPSILON, Rank, Reweaving
 from attlas.models.recall_net import RecallNet
 
 __all__ = ["ReweavingNet", "where_to_weave"]
@@ -28,12 +29,13 @@ class ReweavingNet(RecallNet):
 
     Args:
         mixer, vocabulary, width, layers, length: of `RecallNet`. heads, items, segment, reconstruction, rank,
-            detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before the
-            woven one; default `where_to_weave`. auxiliary_weight: mu of the reconstruction loss.
+            explore, detach: of `Reweaving`. captured, woven: layers counted from 0, all captured ones before
+            the woven one; default `where_to_weave`. auxiliary_weight: mu of the reconstruction loss.
 
-    `auxiliary()` adds mu * mean((z_j - sg(h_j))^2) over tokens and channels, h the last layer's output, sg
-    without gradient. Before training the outputs are bitwise those of the same net without memory. Source:
-    definition of ours after the abstract of arXiv 2502.02046.
+    `auxiliary()` adds mu * mean((n(z_j) - sg(n(h_j)))^2) over tokens and channels, h the last layer's output,
+    sg without gradient and n RMSNorm: z is part of what it is drawn to, through the memory, and without n
+    both grow without bound. Before training the outputs are bitwise those of the same net without memory.
+    Source: definition of ours after the abstract of arXiv 2502.02046.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ReweavingNet(RecallNet):
         woven: int | None = None,
         reconstruction: nn.Module | None = None,
         rank: Rank | None = None,
+        explore: float = 0.0,
         detach: bool = False,
         auxiliary_weight: float = AUXILIARY,
     ) -> None:
@@ -65,13 +68,14 @@ class ReweavingNet(RecallNet):
         self.captured, self.woven, self.auxiliary_weight = captured, woven, auxiliary_weight
         self.reweaving = Reweaving(
             width, heads, len(captured), items=items, segment=segment, reconstruction=reconstruction,
-            rank=rank, detach=detach,
+            rank=rank, explore=explore, detach=detach,
         )  # fmt: skip
         self._missed = torch.zeros(())
 
     def hidden(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
         """What the logits are made of."""
-        x, latents = self.embedded(ids), []
+        x = self.embedded(ids)
+        latents: list[Tensor] = []
         for index in range(len(self.mixers)):
             if index == self.woven:
                 x = self.reweaving(x, latents)
@@ -79,9 +83,14 @@ class ReweavingNet(RecallNet):
             if index in self.captured:
                 latents.append(x)
         if self.training and self.auxiliary_weight:
-            self._missed = (self.reweaving.reconstruction(latents) - x.detach()).square().mean()
+            found = self.reweaving.reconstruction(latents)
+            self._missed = (_unit(found) - _unit(x.detach())).square().mean()
         return self.norm(x)
 
     def auxiliary(self) -> Tensor:
         """mu times the reconstruction loss of the last call in training mode, and what mixers add."""
         return super().auxiliary() + self.auxiliary_weight * self._missed
+
+
+def _unit(x: Tensor) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], eps=EPSILON)

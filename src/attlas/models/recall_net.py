@@ -64,7 +64,6 @@ class RecallNet(nn.Module):
 
     def auxiliary(self) -> Tensor:
         """The sum of what mixers (such as `SparseHybrid`) want added to the loss of the last call."""
-        wanted = [
-            mixer.auxiliary for mixer in self.mixers if isinstance(getattr(mixer, "auxiliary", None), Tensor)
-        ]
+        asked = (getattr(mixer, "auxiliary", None) for mixer in self.mixers)
+        wanted = [loss for loss in asked if isinstance(loss, Tensor)]
         return torch.stack(wanted).sum() if wanted else self.embedding.weight.new_zeros(())

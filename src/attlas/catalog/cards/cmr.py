@@ -30,8 +30,10 @@ CARD = Card(
         "Only the abstract could be read, and it gives no operators: layers, choice, reconstruction, gate, "
         "losses and positions are definitions of ours, so nothing here says how well the paper's method "
         "does.",
-        "The reconstruction loss is a mean over tokens and channels, over all tokens and not the kept ones "
-        "alone. The memory is read by the stream that enters the layer after the last captured one.",
+        "The reconstruction loss compares after RMSNorm: without it the reconstruction and what it is drawn "
+        "to, which contains it through the memory, grow without bound. It is a mean over tokens and "
+        "channels, over all tokens and not the kept ones alone. The memory is read by the stream that "
+        "enters the layer after the last captured one.",
         "While decoding an item is kept as its reconstruction, not as the latents of every layer.",
         "The claim is on associative recall beyond a window, not on language; a net without MLPs stands for "
         "the language model.",

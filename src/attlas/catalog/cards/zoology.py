@@ -36,7 +36,7 @@ CARD = Card(
         "In the network nothing stands in the place of the MLP; the official identity adds a norm's output "
         "to the residual there. Linear layers keep torch's initial weights.",
         "Queries from a given slot on, and keys bound twice, are options of ours for other claims.",
-        "The claim: vocabulary 512 and length 64 with 8 pairs, one learning rate and a few rounds over "
+        "The claim: vocabulary 512 and length 64 with 8 pairs, one learning rate and two rounds over "
         "20,000 examples, in place of 8192, four lengths, four rates and 64 rounds over 100,000.",
     ),
     unverified=(

@@ -12,7 +12,7 @@ from attlas._common.measuring import in_turns
 from attlas.catalog.claim import Claim, Step, Values, Verdict, remember, spread
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = ["CLAIM", "judge", "measure"]
 
@@ -35,40 +35,44 @@ SETTINGS = {
 
 def mixer(arm: str, side: int = SIDE) -> nn.Module:
     """The token mixer of an arm, with projections of the same sizes."""
-    import torch
-
-    from attlas.layers import AgentAttention, SelfAttention
-    from attlas.scan import elu1, scan
-
-    class Linear(SelfAttention):
-        """phi(q) (phi(k)^T v) over its sum, phi = elu + 1."""
-
-        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            query, key, value = (
-                make(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-                for make in (self.query, self.key, self.value)
-            )
-            mixed = scan(query, key, value, kernel=elu1(), normalise=True, causal=False)
-            return self.out(torch.as_tensor(mixed).transpose(1, 2).flatten(2))
+    from attlas.layers import AgentAttention, LinearAttention, SelfAttention
 
     if arm == SOFTMAX:
         return SelfAttention(WIDTH, HEADS, bias=True)
     if arm == LINEAR:
-        return Linear(WIDTH, HEADS, bias=True)
+        return LinearAttention(WIDTH, HEADS, causal=False)  # elu + 1
     return AgentAttention(WIDTH, HEADS, grid=(side, side), pool=POOL, convolution=arm == AGENT, bias=True)
+
+
+def network(arm: str, seed: int) -> nn.Module:
+    """A classifier of pixels: value and learned position, blocks around the arm's mixer, mean, classes."""
+    import torch
+    from torch import nn
+
+    from attlas.models.small_net import LearnedPositions, MeanToken, SmallNet
+
+    torch.manual_seed(seed)
+    places = LearnedPositions(SIDE * SIDE, WIDTH)
+    # From a standard deviation of 0.02 a short training learns nothing.
+    nn.init.normal_(places.places)
+    pixels = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (-1, 1)), nn.Linear(1, WIDTH), places)
+    return SmallNet(
+        pixels,
+        (mixer(arm) for _ in range(LAYERS)),
+        lambda: nn.Sequential(MeanToken(), nn.Linear(WIDTH, CLASSES)),
+        width=WIDTH,
+    )
 
 
 def accuracy(arm: str, seed: int, steps: int, step: Step) -> Values:
     """Share of unseen digits that a trained net names right."""
     import torch
 
-    from attlas.models import PixelNet
     from attlas.tasks import digits_on_canvas
     from attlas.train import Recipe, fit, label_loss
 
     train, test = digits_on_canvas(SIDE, step=None, train=TRAIN, test=TEST, seed=seed)
-    torch.manual_seed(seed)
-    net = PixelNet(lambda layer: mixer(arm), tokens=SIDE * SIDE, width=WIDTH, layers=LAYERS, classes=CLASSES)
+    net = network(arm, seed)
     fit(net, train.batches(BATCH, seed), label_loss, Recipe(steps, learning_rate=RATE), step=step)
     with torch.no_grad():
         right = (net(test.images).argmax(-1) == test.labels).double().mean().item()
@@ -96,7 +100,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
 
         job = partial(accuracy, arm, seed, LONG_STEPS if long else STEPS, say)
         found |= remember(folder, arm.replace(" ", "-"), job)
-    return found | remember(folder, "times", times)
+    found |= remember(folder, "times", times)
+    return found
 
 
 def judge(runs: Sequence[Values]) -> Verdict:

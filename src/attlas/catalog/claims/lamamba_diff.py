@@ -20,7 +20,7 @@ __all__ = ["CLAIM", "judge", "measure"]
 
 NAMES = ("lamamba", "scan", "window", "full")
 SIDE, WINDOW, WIDTH, HEADS, LAYERS, RATIO = 16, 4, 32, 4, 2, 4
-STEPS, LONG_STEPS, BATCH = 200, 2000, 16
+STEPS, LONG_STEPS, BATCH = 120, 2000, 16
 TRAIN, TESTED, LEVELS = 1400, 256, 4
 CLOSE, LINEAR = 1.05, 1.25
 TIMED = (16, 32, 64)
