@@ -110,14 +110,14 @@ RESULT = {
 
 def test_tables_hold_what_was_measured():
     recall, speed = mixer_tables(RESULT)
-    assert recall.columns[:4] == ("mixer", "accuracy", "sd", "rate")
+    assert recall.columns[:4] == ("mixer", "accuracy", "rate", "params")
     assert recall.rows[0] == (
-        *("softmax", "0.988", "0.012", "0.003", "65,000", "100.0", "256", "10", "600", "100.0"),
-        "32.0",
+        *("softmax", "0.988 ±0.012", "0.003", "65,000", "100.0", "10", "600", "100.0"),
+        "32",
     )
     assert (
         recall.rows[1][0] == "Mine"
-        and recall.rows[1][5] == "99.0"
+        and recall.rows[1][4] == "99.0"
         and recall.rows[1][-2:] == ("101.0", "none")
     )
     assert recall.notes[-3:] == (
@@ -126,7 +126,7 @@ def test_tables_hold_what_was_measured():
         "Left out: x has no CS form.",
     )
     assert speed.title == "Time and memory of one layer at 1,024 tokens"
-    assert speed.rows[0] == ("softmax", "4", "125", "4", "none", "4.0", "", "", "")
+    assert speed.rows[0] == ("softmax", "4", "125", "4", "none", "4", "", "", "")
     assert speed.rows[1] == ("Mine", "", "", "", "", "", "700", "none", "(5,000)")
     assert speed.notes[-1] == (
         "Mine was not measured beyond 512 tokens: a training call took more than 10 s."
@@ -137,7 +137,7 @@ def test_flops_far_from_the_budget_are_told():
     task = TASK | {"rows": [SOFTMAX | {"steps": 3, "flops_budget": 40_000_000}]}
     (table,) = mixer_tables(RESULT | {"tasks": [task], "speed": None})
     assert table.notes[-1] == (
-        "softmax at width 64: 75.0% of the FLOPs; whole steps come no nearer, train for more of them."
+        "Of the FLOPs softmax at width 64 75.0%: whole steps come no nearer, train for more of them."
     )
 
 
@@ -161,7 +161,7 @@ def test_terminal_and_markdown_show_every_row():
         assert words in text
     page = mixers_section(RESULT, "Command: `attlas bench mixers`.")
     assert page.startswith("## Token mixers at equal parameters and FLOPs\n")
-    assert "| softmax | 0.988 | 0.012 |" in page and page.endswith("Command: `attlas bench mixers`.\n")
+    assert "| softmax | 0.988 ±0.012 | 0.003 |" in page and page.endswith("Command: `attlas bench mixers`.\n")
 
 
 def rows_of(spec, panel):
