@@ -20,6 +20,8 @@ __all__ = ["claim", "explain", "list_", "show"]
 SHADES = " .:-=+*#"
 SHOWN_HEADS = 4
 
+WIDE = 160  # columns of a terminal from which on titles fit beside the rest
+
 
 @command(ATLAS)
 def list_(
@@ -32,10 +34,14 @@ def list_(
     if as_json:
         print(to_json([card.to_dict() for card in cards]), end="")
         return
-    table = Table("name", "year", "room", "kind", "title")
+    console = Console()
+    # One line a system: where there is room for no title, `show` tells it.
+    wide = console.width >= WIDE
+    table = Table("name", "year", "room", "kind", *(["title"] if wide else []))
     for card in cards:
-        table.add_row(card.key, str(card.year), card.room, card.kind, card.title)
-    Console().print(table)
+        table.add_row(card.key, str(card.year), card.room, card.kind, *([card.title] if wide else []))
+    console.print(table)
+    console.print(f"{len(cards)} systems; attlas show NAME tells more of one", style="dim", highlight=False)
 
 
 @command(ATLAS)
