@@ -25,7 +25,7 @@ MOMENTUM, THETAS = 0.9, (0.002, 0.0045, 0.01, 0.022, 0.05)
 TARGETS, DEPTHS, SEEN = ("odd", "even"), (1, 2), (2048, 8192)
 NETS = ("window", "MAG")
 RECALL: dict[str, Any] = {"vocabulary": 256, "length": 64, "pairs": 8, "train": 16384, "test": 1024}
-RECALL_WIDTH, RECALL_HEADS, RECALL_WINDOW, RECALL_BATCH, RECALL_STEPS = 64, 4, 8, 64, 2000
+RECALL_WIDTH, RECALL_HEADS, RECALL_WINDOW, RECALL_BATCH, RECALL_STEPS = 64, 4, 8, 32, 1500
 OVERWRITES, HALF, ABOVE = 0.2, 0.5, 0.3
 SETTINGS = {
     "overwriting": f"no training; unit keys of width {KEY_WIDTH}, one-hot values, {PAIRS} pairs, then "
