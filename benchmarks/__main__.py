@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, prefill
+from benchmarks import attend, decode, prefill, scan
 
-MEASURED = {"attend": attend, "prefill": prefill, "decode": decode}
+MEASURED = {"attend": attend, "prefill": prefill, "decode": decode, "scan": scan}
 
 
 def main() -> int:

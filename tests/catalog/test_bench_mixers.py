@@ -244,6 +244,11 @@ def test_speed_tells_why_a_mixer_is_not_there(mine):
     assert found[f"{mine}:Mean"]["forward_ms"] > 0
 
 
+def test_a_mixer_made_for_a_length_is_timed_with_one_token_more():
+    (row,) = speed_at([mixer_entry("base_conv_long")], Size(8, 2), 6, times=1).values()
+    assert row["decode_us"] > 0 and row["state_bytes"] > 0
+
+
 def test_efficiency_is_of_the_lengths_that_both_have():
     lengths = (100, 200, 300, 400)
     dense = [n * n + 10 for n in lengths]

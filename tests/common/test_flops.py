@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attlas._common.flops import count_flops
 from attlas.attend import attend
 from attlas.pattern import Tokens, causal, window
+from attlas.scan import selective_scan
 
 
 def test_products_of_matrices_are_those_of_torchs_counter():
@@ -66,3 +67,17 @@ def test_a_kernel_that_nobody_counts_is_named():
 
     found = count_flops(lambda: twice(torch.ones(3)) + 1)
     assert found.total == 3 and found.unknown == ("attlas_test::twice",)
+
+
+def test_the_selective_scan_counts_its_recurrence():
+    batch, length, channels, states = 2, 6, 8, 4
+    u, delta = (torch.rand(batch, length, channels, requires_grad=True) for _ in range(2))
+    read, write = (torch.randn(batch, length, states) for _ in range(2))
+    rate = -torch.rand(channels, states)
+    out = selective_scan(u, delta, rate, write, read)
+    found = count_flops(lambda: selective_scan(u, delta, rate, write, read))
+    own = batch * length * channels * states
+    # Beside the recurrence only the step size's softplus and its like: far less than one more state.
+    assert found.unknown == () and 9 * own <= found.total < 10 * own
+    backward = count_flops(lambda: out.sum().backward())
+    assert backward.unknown == () and 22 * own <= backward.total < 24 * own

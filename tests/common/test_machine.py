@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 from attlas._common import machine
@@ -19,6 +20,16 @@ def test_memory_is_ordered():
     assert total is not None and available is not None
     assert 0 < machine.peak_memory() < total
     assert 0 < available <= total
+    resident = machine.resident_memory()
+    assert resident is not None and 0 < resident < total
+
+
+def test_resident_memory_is_not_told_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_STATM", tmp_path / "none")
+    assert machine.resident_memory() is None
+    (tmp_path / "statm").write_text("900 30 10")
+    monkeypatch.setattr(machine, "_STATM", tmp_path / "statm")
+    assert machine.resident_memory() == 30 * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_container_limit_counts(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attlas._common.measuring import extra_bytes
+from attlas._common.measuring import extra_bytes, in_turns
 
 
 def test_the_worst_moment_counts_and_what_was_there_before_does_not() -> None:
@@ -18,3 +18,10 @@ def test_the_worst_moment_counts_and_what_was_there_before_does_not() -> None:
 
     found = extra_bytes(run) / 2**20
     assert 8.0 <= found < 8.1
+
+
+def test_runs_take_turns_and_the_figure_is_chosen() -> None:
+    told: list[str] = []
+    runs = [lambda: told.append("one"), lambda: told.append("two")]
+    found = in_turns(runs, times=3, warm=1, taken=lambda figures: float(len(figures)))
+    assert found == [3.0, 3.0] and told == ["one", "two"] * 4

@@ -103,6 +103,15 @@ def test_truncated_softmax(order, draw):
     assert system.size == E * sum(F**power for power in range(order + 1))
 
 
+def test_held_weights_are_a_system_as_long_as_the_sequence(draw):
+    weights, value, u = draw(2, n, n).softmax(-1).tril(), draw(E, 5), draw(2, n, 5)
+    system = real.held_attention(weights, value)
+    both(system, u, weights @ u @ value.mT)
+    assert system.size == n * E
+    with pytest.raises(ValueError, match="weights must be causal: a row has weight on a later token"):
+        real.held_attention(draw(n, n).softmax(-1), E)
+
+
 def test_softmax_is_reached_at_no_finite_order(draw):
     q, k, v = draw(n, F), draw(n, F), draw(n, E)
     exact = dense((q @ k.mT / math.sqrt(F)).exp(), v, normalise=True)

@@ -169,5 +169,5 @@ def test_errors():
         FlowAttention(9, 2)
     with pytest.raises(ValueError, match="CausalFlowAttention: clamp must be above 0, or None, got 0"):
         CausalFlowAttention(8, 2, clamp=0)
-    with pytest.raises(ValueError, match="mixer flow has no CC form, only NS, CS, NC .the outflow of a key"):
+    with pytest.raises(ValueError, match="mixer flow has no CC form, only NS, CS, NC .a key.s outflow sums"):
         MIXERS["flow"].build(Setting(8, 2, cross=True))

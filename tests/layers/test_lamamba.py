@@ -164,7 +164,7 @@ def test_the_u_net_takes_any_sides(size):
 
 def test_scans_keep_their_own_start():
     net = LaMambaDenoiser(size=4, width=16)
-    steps = functional.softplus(net.blocks[0].parts[0].scans[0].step.bias)
+    steps = functional.softplus(net.blocks[0].parts[0].scans[0].step.bias.detach())
     assert float(steps.min()) > 9e-4 and float(steps.max()) < 0.11
 
 

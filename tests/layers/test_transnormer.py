@@ -1,5 +1,7 @@
 """TransNormerLLM's layers against their formulas, dense and in float64."""
 
+import math
+
 import pytest
 import torch
 
@@ -140,3 +142,12 @@ def test_origin_errors():
 def test_mixer_errors():
     with pytest.raises(ValueError, match="must be a multiple of heads, got 9 and 2"):
         TransNormerMixer(8, 2, hidden=9)
+
+
+def test_positions_are_exact_in_half_precision():
+    """Far tokens see each other as near ones do: the product depends on the distance alone."""
+    kernel = LRPE(torch.ones(1, 1, 1, dtype=torch.bfloat16))
+    x = torch.ones(1, 1, 2, 1, dtype=torch.bfloat16)
+    near, far = (kernel.features(x, torch.tensor([[start, start + 1]])) for start in (0, 5001))
+    for phi in (near, far):
+        assert (phi[0, 0, 0] @ phi[0, 0, 1]).item() == pytest.approx(math.cos(1), abs=0.01)

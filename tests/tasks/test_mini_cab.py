@@ -23,17 +23,17 @@ def test_masked_bytes_hide_what_they_ask_for():
 
 
 def test_curves_are_one_function_per_row():
-    known, places, values = next(curves(8, 200, 5, seed=2))
-    assert known.shape == (8, 200, 2) and places.shape == values.shape == (8, 5, 1)
-    again, _, _ = next(curves(8, 200, 5, seed=2))
+    known, places, values = next(curves(4, 200, 5, seed=2))
+    assert known.shape == (4, 200, 2) and places.shape == values.shape == (4, 5, 1)
+    again, _, _ = next(curves(4, 200, 5, seed=2))
     assert torch.equal(known, again)
-    for row in range(8):
+    for row in range(4):
         # Height, rate and phase follow from the points: fit them on a grid of rates, and foretell the rest.
         x, y = known[row].double().T
-        fits = [fit(x, y, rate) for rate in torch.linspace(0.25, 0.75, 501)]
+        fits = [fit(x, y, rate) for rate in torch.linspace(0.25, 0.75, 126)]
         _, weights, rate = min(fits, key=lambda one: one[0])
         found = basis(places[row, :, 0].double(), rate) @ weights
-        assert torch.allclose(found, values[row].double()[:, 0], atol=0.02)
+        assert torch.allclose(found, values[row].double()[:, 0], atol=0.05)
         assert 0.45 < weights.norm() < 1.05
 
 

@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:  # the core installs without the tool's p
 import attlas
 from attlas._common.errors import UsageError
 
-__all__ = ["ATLAS", "MODELS", "app", "command", "main"]
+__all__ = ["ATLAS", "MODELS", "app", "command", "import_from_here", "main"]
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -96,6 +96,12 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run
+
+
+def import_from_here() -> None:
+    """As `python -m` has it: a class of the user's stands in the folder where the command is given."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
 
 
 def _show_version(asked: bool) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,7 +10,7 @@ import typer
 
 from attlas._common.errors import UsageError
 from attlas._common.files import to_json
-from attlas.cli.app import ATLAS, app, command
+from attlas.cli.app import ATLAS, app, command, import_from_here
 from attlas.cli.bars import Bars
 
 __all__ = ["bench", "mixers", "patterns"]
@@ -163,9 +162,7 @@ def mixers(
         heads=heads,
         lengths=_numbers("lengths", lengths, int),
     )
-    # As `python -m` has it: a class of the user's stands in the folder where the command is given.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    import_from_here()
     with Bars() as progress:
         result = bench_mixers(settings, out=out, command=settings.command(), fresh=fresh, progress=progress)
         from attlas.report import print_mixers, write_mixers

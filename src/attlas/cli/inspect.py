@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from attlas._common.files import check_folder, to_json
-from attlas.cli.app import ATLAS, app, command
+from attlas.cli.app import ATLAS, app, command, import_from_here
 
 __all__ = ["dsf", "inspect"]
 
@@ -39,9 +38,7 @@ def dsf(
     """
     from attlas.inspect import inspect_dsf
 
-    # As `python -m` has it: a class of the user's stands in the folder where the command is given.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    import_from_here()
     check_folder(out)
     named = [part for name in mixer or () for part in ("--mixer", name)]
     said = shlex.join(["attlas", "inspect", "dsf", *named, "--length", str(length)])

@@ -13,7 +13,7 @@ from attlas.inspect import realisations as real
 __all__ = ["Check", "consequences"]
 
 LENGTH, FEATURES, WIDTH, PAIRS = 24, 4, 3, 16
-ORDERS, EXPANSIONS = (0, 2, 4, 6), (8, 32, 128)
+ORDERS, EXPANSIONS = (2, 4, 6), (8, 32, 128)
 EXACT = 1e-10
 
 
@@ -37,7 +37,7 @@ def consequences(seed: int = 0) -> tuple[Check, ...]:
     return (
         _coupled(draw(LENGTH, FEATURES), draw(LENGTH, FEATURES)),
         _undivided(draw(LENGTH, FEATURES), draw(LENGTH, FEATURES)),
-        _infinite(draw(LENGTH, FEATURES), draw(LENGTH, FEATURES), draw(LENGTH, WIDTH)),
+        _infinite(draw(LENGTH, FEATURES) / 2, draw(LENGTH, FEATURES), draw(LENGTH, WIDTH)),
         _reversed_gate(draw(1000)),
         _expansion({size: draw(200, PAIRS, size) for size in EXPANSIONS}),
     )

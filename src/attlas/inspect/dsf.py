@@ -3,7 +3,7 @@
 Source: Sieber et al. 2024, arXiv 2405.15731.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ __all__ = ["NAME", "SCHEMA", "VERSION", "describe_mixer", "inspect_dsf"]
 
 SCHEMA, VERSION, NAME = "attlas.dsf", 1, "dsf"
 WIDTH, HEADS = 32, 2
-LEAST, MOST = 16, 1024
+LEAST, MOST = 16, 256
 ROWS, PROBES = 8, 8
 
 
@@ -33,12 +33,12 @@ def inspect_dsf(
     out: str | Path | None = None,
     command: str = "",
     seed: int = 0,
-    step: Any = lambda text: None,
+    step: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Describe the named mixers (all, unless named) at `length` tokens; writes `out`/dsf.json if asked.
 
     A name is a registered one or "package.module:Class". UsageError: an unknown one, a length out of
-    16 .. 1024. Mixers are at their initial weights, width 32, 2 heads; inputs are Gaussian.
+    16 .. 256. Mixers are at their initial weights, width 32, 2 heads; inputs are Gaussian.
     """
     if not LEAST <= length <= MOST:
         raise UsageError(f"length must lie in {LEAST} .. {MOST}, got {length}")

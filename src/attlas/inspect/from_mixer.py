@@ -3,7 +3,7 @@
 Legend: B batch, H heads, n tokens, C width, S state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.attend import attend
 from attlas.inspect.ltv import LTV
-from attlas.inspect.realisations import coupled, linear_attention, normalised_attention, qlstm, s6
-from attlas.layers import QLSTM, Aaren, LinearAttention, Mamba, NormalisedLinear, TaylorAttention
+from attlas.inspect.realisations import (
+    coupled,
+    held_attention,
+    linear_attention,
+    normalised_attention,
+    qlstm,
+    s6,
+)
+from attlas.layers import (
+    QLSTM,
+    Aaren,
+    LinearAttention,
+    Mamba,
+    NormalisedLinear,
+    SelfAttention,
+    TaylorAttention,
+    rotary,
+)
+from attlas.pattern import Tokens
 from attlas.scan import Identity, Kernel, Taylor
 
 __all__ = ["Realised", "from_mixer", "from_scan", "realisable", "realises"]
@@ -36,7 +54,7 @@ class Realised:
         """The mixer's output (B, n, C)."""
         return self.system.run(self.inputs)
 
-    def memory_kernel(self, rows: Any = None) -> Tensor:
+    def memory_kernel(self, rows: Sequence[int] | None = None) -> Tensor:
         """As of `LTV`, without the column of ones."""
         system = self.system
         if self.ones:
@@ -146,6 +164,29 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+@realises(SelfAttention)
+def _attention(mixer: SelfAttention, x: Tensor) -> Realised:
+    at = Tokens(x.shape[1], total=x.shape[1])
+    query, key = _split(mixer.query(x), mixer.heads), _split(mixer.key(x), mixer.kv_heads)
+    if mixer.base is not None:
+        places = at.positions(x.device)
+        query, key = (rotary(part, places, base=mixer.base, factor=mixer.factor) for part in (query, key))
+    # What the heads make of one-hot values are their weights.
+    slots = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(*key.shape[:2], -1, -1)
+    weights = attend(
+        query,
+        key,
+        slots,
+        pattern=mixer.pattern,
+        score=mixer.score,
+        normaliser=mixer.normaliser,
+        q_at=at,
+        k_at=at,
+    )
+    value = _with_bias(mixer.value, mixer.kv_heads).repeat_interleave(mixer.heads // mixer.kv_heads, 0)
+    return _behind(held_attention(torch.as_tensor(weights), value), mixer.out, x)
+
+
 @realises(LinearAttention)
 def _linear(mixer: LinearAttention, x: Tensor) -> Realised:
     query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
@@ -184,7 +225,8 @@ def _qlstm(mixer: QLSTM, x: Tensor) -> Realised:
     u = mixer.conv(u)
     one = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     alpha = None if mixer.alpha is None else functional.relu(mixer.alpha)
-    system = qlstm(*mixer.gates(u).chunk(3, -1), one, alpha=alpha)
+    forget, inward, outward = mixer.gates(u).chunk(3, -1)
+    system = qlstm(forget, inward, outward, one, alpha=alpha)
     read = (mixer.out.weight * functional.gelu(gate).unsqueeze(-2)) @ system.C
     return Realised(LTV(system.Lam, system.B, read), u)
 

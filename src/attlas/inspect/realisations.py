@@ -17,6 +17,7 @@ from attlas.inspect.ltv import LTV
 
 __all__ = [
     "coupled",
+    "held_attention",
     "linear_attention",
     "normalised_attention",
     "qlstm",
@@ -108,6 +109,27 @@ def softmax_truncated(
     phi, psi = softmax_features(q, order), softmax_features(k, order)
     ones = psi.new_ones(*psi.shape[:-1], 1)
     return coupled(linear_attention(phi, psi, value), linear_attention(phi, psi, 1).run(ones).squeeze(-1))
+
+
+def held_attention(weights: Float[Tensor, "*L n n"], value: int | Float[Tensor, "*V e d"]) -> LTV:
+    """y_i = sum_{j <= i} weights_ij W_V u_j: any causal attention, its weights held.
+
+    The state is every value so far, S = n e: exact, and as long as the sequence. Lam = I, B_j puts a value
+    into slot j, C_i weighs the slots. It is the key-value cache as a system; `value` as above. ValueError:
+    weights of later tokens.
+    """
+    if weights.triu(1).any():
+        raise ValueError("weights must be causal: a row has weight on a later token, which no state holds")
+    width = value if isinstance(value, int) else value.shape[-2]
+    length = weights.shape[-1]
+    slot = torch.eye(length, dtype=weights.dtype, device=weights.device)
+    one = torch.eye(width, dtype=weights.dtype, device=weights.device)
+    into = torch.einsum("ns,ac->nsac", slot, one).flatten(1, 2)
+    into = into.expand(*weights.shape[:-2], *into.shape)
+    if not isinstance(value, int):
+        into = into @ value.unsqueeze(-3)
+    out = torch.einsum("...ns,ac->...nasc", weights, one).flatten(-2)
+    return LTV(torch.ones_like(into[..., 0]), into, out)
 
 
 def normalised_attention(

@@ -16,7 +16,7 @@ from attlas.scan.state import State, wide
 __all__ = ["ABCAttention", "bounded_memory", "causal_bounded_memory"]
 
 FLOOR = -1e30  # log-weight of what is not there: finite, so that differences of two stay numbers
-CHUNK = 16
+CHUNK = 8  # longer chunks build larger tables, shorter ones take more steps
 
 
 def bounded_memory(

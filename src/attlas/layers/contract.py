@@ -57,7 +57,7 @@ class _Probe:
         return self.setting.form
 
     def random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def inputs(self, batch: int, length: int | None = None) -> tuple[Tensor, ...]:
         """(x,), or (x, context) with another number of tokens."""

@@ -20,10 +20,12 @@ LEAST = 0.1  # denominators are at least this
 def orthogonal_directions(heads: int, features: int, width: int) -> Float[Tensor, "H F D"]:
     """Directions whose blocks of `width` are orthogonal, with the lengths of Gaussian vectors.
 
-    Drawn from torch's generator; float32.
+    Each alone is Gaussian, so that features are unbiased. Drawn from torch's generator; float32.
     """
     blocks = -(-features // width)
-    whole = torch.linalg.qr(torch.randn(heads, blocks, width, width)).Q.flatten(1, 2)[:, :features]
+    turned = torch.linalg.qr(torch.randn(heads, blocks, width, width))
+    # Q as it comes leans to one side; with the signs of R's diagonal all rotations are equally likely.
+    whole = (turned.Q * turned.R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]).flatten(1, 2)[:, :features]
     return whole * torch.randn(heads, features, width).norm(dim=-1, keepdim=True)
 
 

@@ -33,7 +33,7 @@ class LongTermMemory(nn.Module):
         chunk: tokens whose gradients are taken at the same weights; 1: the sequential rule.
         taps: of the short convolutions.
         largest: bound of theta; default 1 for a linear memory (which overwrites a unit key at 1/2), else
-            2 / hidden. It begins at largest / (1 + chunk), where a chunk of equal keys does not diverge.
+            2 / hidden. It begins at largest / (2 chunk), where a chunk of equal keys converges.
 
     Shapes: (B, N, width) -> (B, N, width). Cost: see `memory`. State: weights and momentum of the memories,
     for chunk > 1 also the weights of the chunk's start, and the past of three convolutions. Source: arXiv
@@ -66,9 +66,10 @@ class LongTermMemory(nn.Module):
         )
         self.factors = nn.Linear(width, 3 * heads)
         with torch.no_grad():
-            # alpha near 0, eta near 0.1, theta where no chunk diverges.
-            starts = torch.tensor([-4.0, -2.0, -math.log(chunk)])
+            # For every token alpha near 0, eta near 0.1, and theta where a chunk of equal keys converges.
+            starts = torch.tensor([-4.0, -2.0, -math.log(2 * chunk - 1)])
             self.factors.bias.copy_(starts.repeat_interleave(heads))
+            self.factors.weight.zero_()
         widths = [head, *[hidden] * (depth - 1), head]
         self.initial = nn.ParameterList(
             torch.randn(heads, *pair) * _spread(layer, depth, pair[0])

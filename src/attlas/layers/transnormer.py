@@ -145,7 +145,8 @@ class TransNormerBlock(nn.Module):
 
     def __init__(self, width: int, mixer: nn.Module, mlp: nn.Module | None = None) -> None:
         super().__init__()
-        self.before_mixer, self.mixer = SRMSNorm(width), mixer
+        self.before_mixer = SRMSNorm(width)
+        self.mixer: Any = mixer
         self.before_mlp, self.mlp = SRMSNorm(width), SGLU(width) if mlp is None else mlp
 
     def forward(

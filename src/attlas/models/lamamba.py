@@ -234,8 +234,8 @@ def guided(
     return torch.cat([without + scale * (noise - without), variance], 1)
 
 
-def _through(blocks: Iterable[nn.Module], x: Tensor, condition: Tensor) -> Tensor:
-    for block in blocks:
+def _through(blocks: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    for block in blocks.children():
         x = block(x, condition)
     return x
 

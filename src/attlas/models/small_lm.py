@@ -55,5 +55,5 @@ class SmallLM(SmallNet):
     def forward(
         self, inputs: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "*places vocabulary"]:
-        """Logits of the next token at every place, (B, N, vocabulary), or where asked, (places, vocabulary)."""
+        """Logits of the next token at every place, or only at those that `where` marks."""
         return super().forward(inputs, where)

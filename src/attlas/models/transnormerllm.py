@@ -3,7 +3,7 @@
 Legend: B batch, N tokens.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -89,6 +89,9 @@ class TransNormerLLM(nn.Module):
         lrpe = layer in given.lrpe
         return TransNormerMixer(given.width, given.heads, hidden=given.hidden, slopes=slopes, lrpe=lrpe)
 
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        return enumerate(self.blocks)
+
     def forward(
         self, ids: Int[Tensor, "B N"], *, valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N vocabulary"]:
@@ -100,7 +103,7 @@ class TransNormerLLM(nn.Module):
 
     def start(self, batch: int) -> State:
         """The state before the first token: of every block, and the position."""
-        parts = {f"block {index}": block.mixer.start(batch) for index, block in enumerate(self.blocks)}
+        parts = {f"block {index}": block.mixer.start(batch) for index, block in self._numbered()}
         return State(parts, torch.zeros(batch, dtype=torch.int64, device=self.head.weight.device))
 
     def advance(
@@ -113,7 +116,7 @@ class TransNormerLLM(nn.Module):
         """
         x = self.embedding(ids) * self.scale
         parts = {}
-        for index, block in enumerate(self.blocks):
+        for index, block in self._numbered():
             name = f"block {index}"
             x, parts[name] = block.advance(x, state.nested(name), **named)
         valid = named.get("valid")

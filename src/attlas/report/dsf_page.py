@@ -116,10 +116,11 @@ def state_figure(result: Mapping[str, Any]) -> Chart:
     tokens = [f"{lengths[0]:,} tokens", f"{lengths[-1]:,} tokens"]
     side = alt.Y("mixer:N", sort=names, title=None, axis=alt.Axis(labelLimit=200))
     scale = alt.Scale(type="log")
+    powers = alt.Axis(values=[10**power for power in range(1, 10)], format="~s")
     bars = (
         alt.Chart(data(spans))
         .mark_rule(strokeWidth=3, color="#b8c0c8")
-        .encode(y=side, x=alt.X("least:Q", scale=scale, title="bytes of the state"), x2="most:Q")
+        .encode(y=side, x=alt.X("least:Q", scale=scale, axis=powers, title="bytes of the state"), x2="most:Q")
     )
     legend = alt.Legend(title=None, orient="bottom")
     points = (
@@ -127,7 +128,7 @@ def state_figure(result: Mapping[str, Any]) -> Chart:
         .mark_point(filled=True, size=80, opacity=1)
         .encode(
             y=side,
-            x=alt.X("bytes:Q", scale=scale, title="bytes of the state"),
+            x=alt.X("bytes:Q", scale=scale, axis=powers, title="bytes of the state"),
             color=alt.Color("tokens:N", scale=alt.Scale(domain=tokens, range=[BLUE, ORANGE]), legend=legend),
             shape=alt.Shape(
                 "tokens:N", scale=alt.Scale(domain=tokens, range=["circle", "diamond"]), legend=legend

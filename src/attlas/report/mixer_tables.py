@@ -48,28 +48,19 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
     there = [row for row in task["rows"] if "absent" not in row]
     called = labels(list(dict.fromkeys(row["mixer"] for row in task["rows"])))
     several = len(settings["widths"]) > 1
-    columns = [
-        "mixer",
-        *(["width"] if several else []),
-        task["metric"],
-        "sd",
-        "rate",
-        "params",
-        "% of budget",
-    ]
-    columns += ["MLP", "MFLOP", "steps", "% of budget", "state KiB"]
+    # Narrow enough for a terminal of 80 columns; the MLP's width is in the result.
+    columns = ["mixer", *(["width"] if several else []), task["metric"], "rate", "params", "% of budget"]
+    columns += ["MFLOP", "steps", "% of budget", "state KiB"]
     cells = []
     for row in there:
         cells.append(
             (
                 called[row["mixer"]],
                 *([str(row["width"])] if several else []),
-                "diverged" if row["mean"] is None else f"{row['mean']:.3f}",
-                "" if row["mean"] is None else f"{row['sd']:.3f}",
+                "diverged" if row["mean"] is None else f"{row['mean']:.3f} ±{row['sd']:.3f}",
                 f"{row['rate']:g}",
                 f"{row['parameters']:,}",
                 f"{100 * row['parameters'] / row['budget']:.1f}",
-                str(row["inner"]),
                 f"{row['flops'] / 1e6:.3g}",
                 str(row["steps"]),
                 f"{100 * row['flops'] * row['steps'] / row['flops_budget']:.1f}",
@@ -94,13 +85,21 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
         if row["diverged"]:
             lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
             notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
+    missed = [
+        f"{called[row['mixer']]} at width {row['width']} {spent:.1%}"
+        for row in there
+        if abs((spent := row["flops"] * row["steps"] / row["flops_budget"]) - 1) > settings["tolerance"]
+    ]
+    if missed:
+        told = ", ".join(missed)
+        notes.append(f"Of the FLOPs {told}: whole steps come no nearer, train for more of them.")
     notes += dict.fromkeys(f"Left out: {row['absent']}." for row in task["rows"] if "absent" in row)
     title = f"{task['name']}: {task['says']}"
     return StaticTable(f"task-{task['name']}", title, tuple(columns), tuple(cells), tuple(notes))
 
 
 def _kib(size: int | None) -> str:
-    return "none" if size is None else f"{size / 1024:,.1f}"
+    return "none" if size is None else _short(size, 1024)
 
 
 def _speed_table(speed: Row, reference: str) -> StaticTable:
@@ -108,29 +107,28 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
     there = [row for row in speed["rows"] if any(value is not None for value in row["forward_ms"])]
     called = labels([row["mixer"] for row in speed["rows"]])
     columns = (
-        *("mixer", "length", "forward ms", "training ms", "MiB", "token us", "state KiB"),
+        *("mixer", "forward ms", "training ms", "MiB", "token us", "state KiB"),
         *(f"pays from: {name}" for _, name in MEASURES),
     )
     cells = []
     for row in there:
-        last = max(at for at, value in enumerate(row["forward_ms"]) if value is not None)
-        token, pays = row["decode_us"][last], speed["efficiency"].get(row["mixer"], {})
+        pays, whole = speed["efficiency"].get(row["mixer"], {}), row["forward_ms"][-1] is not None
+        token = row["decode_us"][-1]
         cells.append(
             (
                 called[row["mixer"]],
-                f"{lengths[last]:,}",
-                f"{row['forward_ms'][last]:.3g}",
-                f"{row['train_ms'][last]:.3g}",
-                f"{row['train_bytes'][last] / 2**20:,.1f}",
-                "none" if token is None else f"{token:,.0f}",
-                _kib(row["state_bytes"][last]),
+                _short(row["forward_ms"][-1]),
+                _short(row["train_ms"][-1]),
+                _short(row["train_bytes"][-1], 2**20),
+                "none" if whole and token is None else _short(token),
+                _kib(row["state_bytes"][-1]) if whole else "",
                 *(_pays(pays.get(name), lengths) for name, _ in MEASURES),
             )
         )
     notes = [
-        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence of the longest "
-        "length that was measured, all mixers in turns in one process. Training: forward and backward; MiB: "
-        "the most that torch holds for it; token: one more behind the sequence, from the state.",
+        f"One layer of width {speed['width']} with {speed['heads']} heads on one sequence, all mixers "
+        "in turns in one process. Training: forward and backward; MiB: the most that torch holds for it; "
+        "token: one more behind the sequence, from the state.",
         f"Pays from: the efficiency length of CAB (arXiv 2210.07661), from where on it costs less than "
         f"{reference}: the larger root between a fit a n^2 + b n + c of that one's cost and d n + e of the "
         f"mixer's, of times without the shortest length. In brackets: outside of {lengths[0]:,} to "
@@ -139,10 +137,23 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
     notes += [f"Left out: {row['absent']}." for row in speed["rows"] if "absent" in row]
     for row in there:
         if None in row["forward_ms"] and "absent" not in row:
-            last = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
+            longest = f"{lengths[row['forward_ms'].index(None) - 1]:,} tokens"
             slow = f"a training call took more than {speed['slow']:.0f} s"
-            notes.append(f"{called[row['mixer']]} was not measured beyond {last}: {slow}.")
-    return StaticTable("speed", "Time and memory of one layer", columns, tuple(cells), tuple(notes))
+            notes.append(f"{called[row['mixer']]} was not measured beyond {longest}: {slow}.")
+    return StaticTable(
+        "speed",
+        f"Time and memory of one layer at {lengths[-1]:,} tokens",
+        columns,
+        tuple(cells),
+        tuple(notes),
+    )
+
+
+def _short(value: float | None, unit: float = 1.0) -> str:
+    """Three digits, without an exponent."""
+    if value is None:
+        return ""
+    return f"{value / unit:,.0f}" if value / unit >= 100 else f"{value / unit:.3g}"
 
 
 def _pays(found: Row | None, lengths: Sequence[int]) -> str:

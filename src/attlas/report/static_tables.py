@@ -17,6 +17,7 @@ from attlas._common.files import check_schema, read_json
 __all__ = ["NAME", "StaticTable", "load_patterns", "print_patterns", "print_tables", "static_tables"]
 
 NAME, SCHEMA, VERSION = "static_patterns", "attlas.patterns", 1
+NAMED = 16  # letters of a name that are not broken for want of room
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -162,7 +163,8 @@ def print_tables(tables: Sequence[StaticTable], console: Console | None = None) 
     console = console or Console()
     for table in tables:
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), header_style="bold")
-        shown.add_column(table.columns[0], overflow="fold")
+        longest = max((len(row[0]) for row in table.rows), default=0)
+        shown.add_column(table.columns[0], overflow="fold", min_width=min(longest, NAMED))
         for heading in table.columns[1:]:
             shown.add_column(Text(heading.replace(" ", "\n"), justify="right"), justify="right", min_width=5)
         for row in table.rows:

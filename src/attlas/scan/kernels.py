@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attlas.scan.state import wide
+
 __all__ = ["LRPE", "Feature", "Identity", "Kernel", "Taylor", "elu1", "relu", "sigmoid"]
 
 
@@ -147,7 +149,9 @@ class LRPE:
 
     def features(self, x: Tensor, positions: Tensor) -> Tensor:
         """Both parts side by side."""
-        angle = positions[:, None, :, None].to(self.theta.dtype) * self.theta
+        # Positions beyond 256 are not whole numbers in bfloat16.
+        theta = self.theta.to(wide(self.theta.dtype))
+        angle = positions[:, None, :, None].to(theta.dtype) * theta
         return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
 
     def pair(self, query: Tensor, key: Tensor) -> Tensor | None:

@@ -56,16 +56,11 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, valid, reset, state, backend)
     given = (u, delta, A, B, C, D, z, delta_bias, None if state is None else state["hidden"])
     wide = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in given) else torch.float32
-    inputs, rates, write, read = (one.to(wide) for one in (u, delta, B, C))
+    # What is not a number in padding must not come through, in gradients neither: it goes before all else.
+    inputs, rates, write, read = (_shown(one.to(wide), valid) for one in (u, delta, B, C))
     if delta_bias is not None:
         rates = rates + delta_bias.to(wide)
-    if softplus:
-        rates = functional.softplus(rates)
-    if valid is not None:
-        # Also what is not a number must not come through.
-        inputs, rates, write, read = (
-            one.masked_fill(~valid[..., None], 0.0) for one in (inputs, rates, write, read)
-        )
+    rates = _shown(functional.softplus(rates) if softplus else rates, valid)
     rate = A.to(wide).mT
     start = inputs.new_zeros(u.shape[0], *rate.shape) if state is None else state["hidden"].to(wide).mT
     form = _form(backend, u)
@@ -81,10 +76,14 @@ def selective_scan(
     if D is not None:
         out = torch.addcmul(out, inputs, D.to(wide))
     if z is not None:
-        gate = z if valid is None else z.masked_fill(~valid[..., None], 0.0)
-        out = out * functional.silu(gate.to(wide))
+        out = out * functional.silu(_shown(z.to(wide), valid))
     out = out.to(u.dtype)
     return (out, State({"hidden": last.mT}, _position(u, valid, state))) if return_state else out
+
+
+def _shown(tensor: Tensor, valid: Tensor | None) -> Tensor:
+    """0 at steps that are not valid."""
+    return tensor if valid is None else tensor.masked_fill(~valid[..., None], 0.0)
 
 
 def _position(u: Tensor, valid: Tensor | None, state: State | None) -> Tensor:

@@ -26,7 +26,7 @@ def forward(
     start (B, S, D). Returns out (B, N, D), the last state, and with `keep` the states (B, chunks, S, D)
     before each chunk (else 0 chunks). Memory: 3 CHUNK S D numbers per sequence.
     """
-    out, hidden, kept = torch.empty_like(u), start, []
+    out, hidden, kept = u.new_empty(u.shape), start, []
     for begin in range(0, u.shape[1], CHUNK):
         if keep:
             kept.append(hidden)
@@ -36,7 +36,8 @@ def forward(
         hidden = states[:, steps - 1].clone()
         out[:, here] = torch.einsum("bnsd,bns->bnd", states[:, :steps], read[:, here])
     states = torch.stack(kept, 1) if kept else u.new_empty(u.shape[0], 0, *rate.shape)
-    return out, hidden.clone() if hidden is start else hidden, states
+    last = hidden.clone(memory_format=torch.contiguous_format) if hidden is start else hidden
+    return out, last, states
 
 
 def backward(
@@ -48,9 +49,10 @@ def backward(
     With G_t = read_t grad_t + exp(delta_{t+1} rate) G_{t+1} the gradient of h_t, that of the exponent
     delta_t rate is G_t h_{t-1} exp(delta_t rate), and that of what is written delta_t u_t is write_t . G_t.
     """
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(u)
-    grad_write, grad_read = torch.empty_like(write), torch.empty_like(read)
-    grad_rate, carried = torch.zeros_like(rate), grad_last.clone()
+    grad_u, grad_delta = u.new_empty(u.shape), u.new_empty(u.shape)
+    grad_write, grad_read = write.new_empty(write.shape), read.new_empty(read.shape)
+    grad_rate = rate.new_zeros(rate.shape)
+    carried = grad_last.clone(memory_format=torch.contiguous_format)
     for chunk in reversed(range(states.shape[1])):
         here = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         inputs, rates, before = u[:, here], delta[:, here], states[:, chunk]

@@ -171,10 +171,16 @@ def forecasts(series: Series, length: int, horizon: int) -> Forecasts:
         raise ValueError(f"length and horizon must be at least 1 step, got {length} and {horizon}")
     count = len(series.values)
     trained, validated = (int(share * count) for share in SHARES)
+
+    def starts_of(first: int, end: int) -> Tensor:
+        # Windows that ask for steps from `first` + length on and before `end`.
+        first = max(0, first)
+        return torch.arange(first, max(first, end - length - horizon + 1))
+
     parts = {
-        "training": torch.arange(0, trained - length - horizon + 1),
-        "validation": torch.arange(max(0, trained - length), validated - length - horizon + 1),
-        "test": torch.arange(max(0, validated - length), count - length - horizon + 1),
+        "training": starts_of(0, trained),
+        "validation": starts_of(trained - length, validated),
+        "test": starts_of(validated - length, count),
     }
     for name, starts in parts.items():
         if not len(starts):

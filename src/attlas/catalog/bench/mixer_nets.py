@@ -157,7 +157,7 @@ def state_bytes(task: BenchTask, entry: MixerEntry, net: SmallNet) -> int | None
     if not task.causal or not all(one.stateful for one in entries):
         return None
     total = 0
-    for block in net.blocks:
+    for block in net.eval().blocks:
         mixer: Any = block.mixer
         x = torch.zeros(1, task.length, net.norm.weight.shape[0])
         total += int(mixer.advance(x, mixer.start(1))[1].nbytes)

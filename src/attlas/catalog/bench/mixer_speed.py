@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,19 +36,18 @@ def speed_at(
     torch.manual_seed(0)
     for entry in entries:
         try:
-            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length)).eval()
+            # One more: the token that is timed behind the sequence.
+            layers[entry.name] = entry.build(Setting(size.width, size.heads, length=length + 1))
             found[entry.name] = {}
         except ValueError as error:
             found[entry.name] = {"absent": str(error)}
     x = torch.randn(1, length, size.width)
-    columns = {
-        "forward_ms": [_forward(layer, x) for layer in layers.values()],
-        "train_ms": [_train(layer, x) for layer in layers.values()],
-    }
-    for column, calls in columns.items():
+    forward: list[Callable[[], Any]] = [_forward(layer, x) for layer in layers.values()]
+    train: list[Callable[[], Any]] = [_train(layer, x) for layer in layers.values()]
+    for column, calls in (("forward_ms", forward), ("train_ms", train)):
         for name, seconds in zip(layers, in_turns(calls, times=times, warm=1), strict=True):
             found[name][column] = 1e3 * seconds
-    for (name, layer), call in zip(layers.items(), columns["train_ms"], strict=True):
+    for (name, layer), call in zip(layers.items(), train, strict=True):
         layer.zero_grad(set_to_none=True)
         found[name]["train_bytes"] = extra_bytes(call)
     _decoding([entry for entry in entries if entry.name in layers], layers, x, times, found)
@@ -56,6 +56,7 @@ def speed_at(
 
 def _forward(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
+        layer.eval()
         with torch.inference_mode():
             out: Tensor = layer(x)
         return out
@@ -65,6 +66,7 @@ def _forward(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 def _train(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     def call() -> None:
+        layer.train()
         layer.zero_grad(set_to_none=True)
         layer(x.detach().requires_grad_()).sum().backward()
 
@@ -84,10 +86,10 @@ def _decoding(
     for entry in entries:
         found[entry.name] |= {"decode_us": None, "state_bytes": None}
         if entry.stateful:
-            layer: Any = layers[entry.name]
+            layer: Any = layers[entry.name].eval()
             _, state = layer.advance(x, layer.start(1))
             found[entry.name]["state_bytes"] = int(state.nbytes)
-            steps[entry.name] = lambda layer=layer, state=state: layer.advance(x[:, :1], state)
+            steps[entry.name] = partial(layer.advance, x[:, :1], state)
     for name, seconds in zip(steps, in_turns(list(steps.values()), times=3 * times), strict=True):
         found[name]["decode_us"] = 1e6 * seconds
 

@@ -70,13 +70,13 @@ def _drawn(
 def recall_task(
     name: str = "mqar",
     *,
-    vocabulary: int = 512,
+    vocabulary: int = 128,
     length: int = 64,
     pairs: int = 8,
     train: int = 20_000,
     test: int = 1_000,
     batch: int = 64,
-    steps: int = 600,
+    steps: int = 400,
 ) -> BenchTask:
     """Multi-query associative recall: the state must hold every pair until its key comes again."""
 
@@ -272,7 +272,7 @@ TASKS: dict[str, BenchTask] = {
     task.name: task
     for task in (
         recall_task(),
-        recall_task("mqar_long", length=128, pairs=16, batch=64, steps=900),
+        recall_task("mqar_long", vocabulary=512, length=128, pairs=16, steps=800),
         passkey_task(),
         copy_task(),
         induction_task(),

@@ -36,7 +36,9 @@ CARD = Card(
         "A window sees 128 tokens and its own: what the configurations' window_size of 256 becomes.",
         "The state comes from phi(k) wherever it is made; in the official prefill it depends on the path.",
         "Embeddings start from N(0, 0.02); the official special_initializer is not here.",
-        "The claim's task is smaller than the paper's: the settings tell it.",
+        "The claim's task is smaller than the paper's: the settings tell it. Its length, windows and "
+        "steps were changed twice while looking at seed 1000, which the claim does not use, until full "
+        "attention learnt it in time; the rule is as it was before.",
     ),
     unverified=(
         "That rotary positions reach the window layers alone: the configuration says fraction 1 and no more.",

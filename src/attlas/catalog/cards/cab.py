@@ -35,6 +35,11 @@ CARD = Card(
         "out divided by the position), so the published causal figures are not of this ABC.",
         "cosFormer has causal forms, with a fixed longest length in its angle in place of the current one. "
         "Padding is left out of its places and of Performer's maximum.",
+        "Padding in the released Performer is masked for other samples and heads than it belongs to "
+        "(the mask is repeated in another order than the keys); here it is the sample's own.",
+        "Performer's orthogonal directions are drawn from all rotations alike; the released code takes the "
+        "factor of a QR decomposition as it comes, with which weights stay off softmax's however "
+        "many features there are.",
         "The contract also asks for what the official test does not: changed later tokens, batch and padding "
         "independence, states, gradients; in float64, to 1e-8.",
         "Mini-CAB replaces the seven tasks: digits, bytes of python-docs, sines, CO2 weeks, digit "

@@ -44,9 +44,6 @@ CARD = Card(
         "The claim trains 600 steps of the smallest MQAR of the sheet at widths 8 and 32 of queries and "
         "keys; the paper's grid runs to 512 tokens and width 512.",
     ),
-    unverified=(
-        "The paper's lemmas are paraphrased, its figures not run.",
-        "Softmax is realised at finite orders alone, as there is no finite system for it.",
-    ),
+    unverified=("The paper's lemmas are paraphrased, its figures not run.",),
     claim="attlas.catalog.claims.dsf:CLAIM",
 )

@@ -42,7 +42,7 @@ CARD = Card(
         "Labels are dropped when a batch is made, not inside the model; an average of weights (EMA) is left "
         "to the caller.",
         "The claim has no U-Net and no latents: digits of 16 x 16 pixels, two blocks of width 32, AdamW with "
-        "rate 3e-3 and 200 steps. To compare at equal depth and size, every net has two mixers a block.",
+        "rate 3e-3 and 120 steps. To compare at equal depth and size, every net has two mixers a block.",
     ),
     unverified=(
         "The paper's figures on ImageNet 256 and 512: not run here.",

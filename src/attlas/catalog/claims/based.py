@@ -16,26 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["CLAIM", "judge", "measure"]
 
 WIDTH = 64
-TASK = {"vocabulary": 128, "length": 64, "pairs": 8}
-LONG_TASK = {"vocabulary": 512, "length": 128, "pairs": 16}
-TRAIN, TEST, BATCH, STEPS = 20_000, 500, 64, 375
-LONG_BATCH, LONG_STEPS = 128, 1250
-WINDOWS, FEATURES = (16, 32), (2, 4, 8)
-WINDOW_ARMS = tuple(f"window {previous}" for previous in WINDOWS)
+# vocabulary, length and pairs of the task, and what the two windows see beside their own token.
+TASK, WINDOWS = (128, 32, 8), (8, 16)
+LONG_TASK, LONG_WINDOWS = (512, 64, 8), (16, 32)
+TRAIN, TEST, BATCH, STEPS = 20_000, 500, 64, 550
+LONG_BATCH, LONG_STEPS = 128, 785
+FEATURES = (2, 4, 8)
+WINDOW_ARMS = ("small window", "large window")
 TAYLOR_ARMS = tuple(f"Taylor {feature}" for feature in FEATURES)
-BOTH, FULL = f"Taylor {FEATURES[0]} and window {WINDOWS[0]}", "attention"
+BOTH, FULL = f"{TAYLOR_ARMS[0]} and {WINDOW_ARMS[0]}", "attention"
 ARMS = (*WINDOW_ARMS, *TAYLOR_ARMS, BOTH, FULL)
 LEARNT, EVEN = 0.95, 0.02
 SETTINGS = {
-    "task": f"MQAR, {TASK['vocabulary']} symbols, length {TASK['length']}, {TASK['pairs']} pairs, filler 0; "
-    f"with --long {LONG_TASK['vocabulary']}, {LONG_TASK['length']} and {LONG_TASK['pairs']}",
+    "task": "MQAR, filler 0, symbols, length and pairs "
+    f"{', '.join(map(str, TASK))}; with --long {', '.join(map(str, LONG_TASK))}",
+    "windows": f"{WINDOWS[0]} and {WINDOWS[1]} earlier tokens; with --long {LONG_WINDOWS[0]} and "
+    f"{LONG_WINDOWS[1]}",
     "net": f"BaseConv of 3 taps, then the mixer; width {WIDTH}, 1 head, no MLP, no positions",
     "training": f"{STEPS} batches of {BATCH} of {TRAIN} examples, AdamW 3e-3 cosine; with --long "
     f"{LONG_STEPS} of {LONG_BATCH}",
 }
 
 
-def network(arm: str, vocabulary: int, seed: int) -> Any:
+def network(arm: str, vocabulary: int, windows: tuple[int, int], seed: int) -> Any:
     """`RecallNet` of a short convolution and the arm's mixers; the arm with both has three layers."""
     import torch
 
@@ -53,9 +56,9 @@ def network(arm: str, vocabulary: int, seed: int) -> Any:
 
     kinds: dict[str, list[Callable[[], nn.Module]]] = {
         FULL: [lambda: SelfAttention(WIDTH, 1, pattern=causal())],
-        BOTH: [taylor(FEATURES[0]), window(WINDOWS[0])],
+        BOTH: [taylor(FEATURES[0]), window(windows[0])],
     }
-    kinds |= {arm: [window(previous)] for arm, previous in zip(WINDOW_ARMS, WINDOWS, strict=True)}
+    kinds |= {arm: [window(previous)] for arm, previous in zip(WINDOW_ARMS, windows, strict=True)}
     kinds |= {arm: [taylor(feature)] for arm, feature in zip(TAYLOR_ARMS, FEATURES, strict=True)}
     torch.manual_seed(seed)
     mixers = [lambda: BaseConv(WIDTH), *kinds[arm]]
@@ -81,10 +84,9 @@ def trained(arm: str, seed: int, long: bool, step: Step) -> Values:
     from attlas.tasks import mqar
     from attlas.train import Recipe, fit, recall_loss
 
-    task = LONG_TASK if long else TASK
-    vocabulary, length, pairs = (task[name] for name in ("vocabulary", "length", "pairs"))
+    vocabulary, length, pairs = LONG_TASK if long else TASK
     train, test = mqar(vocabulary=vocabulary, length=length, pairs=pairs, train=TRAIN, test=TEST, seed=seed)
-    net = network(arm, vocabulary, seed)
+    net = network(arm, vocabulary, LONG_WINDOWS if long else WINDOWS, seed)
     batch, steps = (LONG_BATCH, LONG_STEPS) if long else (BATCH, STEPS)
     fit(net, train.batches(batch, seed), recall_loss, Recipe(steps), step=step)
     with torch.no_grad():

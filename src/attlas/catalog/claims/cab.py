@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["CLAIM", "indices", "judge", "measure"]
 
 STEPS = {
-    "digits": 250, "masked bytes": 200, "next byte": 200, "sets": 300, "forecast": 150,
-    "reversed digits": 300, "spelled digits": 200,
+    "digits": 200, "masked bytes": 120, "next byte": 120, "sets": 200, "forecast": 80,
+    "reversed digits": 200, "spelled digits": 100,
 }  # fmt: skip
 LONGER = 8  # times as many steps with --long
 TIMED, REPEATS = (256, 512, 1024, 2048, 4096), 7

@@ -91,7 +91,7 @@ def network(
         mixer=mixers(segment, base)[name], vocabulary=vocabulary, width=WIDTH, heads=HEADS, layers=LAYERS
     )
     if places:
-        net.embedding = Placed(net.embedding)  # type: ignore[assignment]
+        net.embedding = Placed(net.embedding)
     return net
 
 

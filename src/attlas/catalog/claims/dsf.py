@@ -18,7 +18,16 @@ VOCABULARY, LENGTH, PAIRS, WIDTH = 512, 64, 8, 64
 EXAMPLES, TESTED, BATCH, STEPS, LONG_STEPS = 20_000, 1000, 128, 600, 1250
 KEY_WIDTHS, LONG_KEY_WIDTHS = (8, 32), (8, 16, 32)
 LINEAR, NORMALISED, SOFTMAX = "linear", "normalised", "softmax"
-CONVERTED = ("linear", "based_linear", "normalised_linear", "aaren", "mamba", "qlstm", "qlstm_reversed")
+CONVERTED = (
+    "softmax",
+    "linear",
+    "based_linear",
+    "normalised_linear",
+    "aaren",
+    "mamba",
+    "qlstm",
+    "qlstm_reversed",
+)
 CONVERTED_LENGTH = 24
 LEARNT, RISE, EXACT = 0.9, 0.1, 1e-10
 SETTINGS = {

@@ -17,7 +17,7 @@ __all__ = ["CLAIM", "judge", "measure"]
 
 WIDTH, HEADS, LAYERS, TOKENS, CLASSES = 64, 4, 2, 64, 10
 TRAIN, TEST, BATCH = 1437, 359, 64
-STEPS, LONG_STEPS = 270, 1100
+STEPS, LONG_STEPS = 337, 1100
 LEARNING_RATE = 2e-3
 SOFTMAX, PLAIN, CLAMPED, FREE = "softmax", "linear", "flow, clamp 1", "flow, no clamp"
 ARMS = (SOFTMAX, PLAIN, CLAMPED, FREE)
@@ -28,7 +28,7 @@ SETTINGS = {
     "task": f"scikit-learn digits as {TOKENS} pixel tokens, {TRAIN} to train on, {TEST} unseen",
     "net": f"linear(value) + learned position from N(0, 1), {LAYERS} pre-norm layers, width {WIDTH}, {HEADS} "
     "heads, mean over the tokens",
-    "training": f"AdamW {LEARNING_RATE} cosine, {STEPS} batches of {BATCH} (12 epochs), {LONG_STEPS} with "
+    "training": f"AdamW {LEARNING_RATE} cosine, {STEPS} batches of {BATCH} (15 epochs), {LONG_STEPS} with "
     "--long",
     "time": f"CPU time of `flow` alone, 1 x {HEADS} heads of 16, {LENGTHS[0]} .. {LENGTHS[-1]} tokens, "
     f"least of {REPEATS}",

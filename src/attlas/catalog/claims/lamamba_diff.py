@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ __all__ = ["CLAIM", "judge", "measure"]
 
 NAMES = ("lamamba", "scan", "window", "full")
 SIDE, WINDOW, WIDTH, HEADS, LAYERS, RATIO = 16, 4, 32, 4, 2, 4
-STEPS, LONG_STEPS, BATCH = 200, 2000, 16
+STEPS, LONG_STEPS, BATCH = 120, 2000, 16
 TRAIN, TESTED, LEVELS = 1400, 256, 4
 CLOSE, LINEAR = 1.05, 1.25
 TIMED = (16, 32, 64)
@@ -48,7 +48,7 @@ def mixers(name: str, layer: int) -> list[nn.Module]:
         return ShiftedWindowAttention(WIDTH, heads=HEADS, window=SIDE)
 
     half = WINDOW // 2
-    made = {
+    made: dict[str, Callable[[], list[nn.Module]]] = {
         "lamamba": lambda: [SS2D(WIDTH), windows(layer % 2 * half)],
         "scan": lambda: [SS2D(WIDTH), SS2D(WIDTH)],
         "window": lambda: [windows(0), windows(half)],
@@ -134,7 +134,8 @@ def times(seed: int) -> Values:
     from attlas.layers import ModulatedBlock, ShiftedWindowAttention, lamamba_block
 
     torch.manual_seed(seed)
-    condition, found = torch.randn(1, WIDTH), {}
+    condition = torch.randn(1, WIDTH)
+    found: dict[str, float] = {}
     block = lamamba_block(WIDTH, WIDTH, heads=HEADS, window=WINDOW, project=False)
 
     def full(side: int) -> nn.Module:
@@ -167,7 +168,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
             folder, f"net-{name}", partial(error, name, seed, LONG_STEPS if long else STEPS, say)
         )
     step("time")
-    return found | remember(folder, "time", partial(times, seed))
+    found |= remember(folder, "time", partial(times, seed))
+    return found
 
 
 def judge(runs: Sequence[Values]) -> Verdict:

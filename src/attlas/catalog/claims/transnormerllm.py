@@ -122,8 +122,7 @@ def _decoding(net: TransNormerLLM, ids: Tensor) -> Values:
         if name == "robust":
             found["difference, robust"] = float((decoded - parallel).abs().nan_to_num(math.inf).max())
     found["difference, robust"] = min(found["difference, robust"], 1e30)
-    slope = max(slope for block in net.blocks for slope in block.mixer.slopes)
-    return found | {"88 / slope": OVERFLOW / slope}
+    return found | {"88 / slope": OVERFLOW / max(alibi_by_layer(HEADS, 0, LAYERS))}
 
 
 def judge(runs: Sequence[Values]) -> Verdict:
