@@ -35,6 +35,10 @@ def inputs(count: int, batch: int = 2) -> tuple[Tensor, list[Tensor]]:
     return x, [torch.randn(batch, count, 8, requires_grad=True) for _ in range(2)]
 
 
+def unit(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
 def dense(module: Reweaving, x: Tensor, captured: list[Tensor]) -> Tensor:
     """The sheet's three steps with an N x N mask of which token each token may read."""
     batch, count, width = x.shape
@@ -56,7 +60,7 @@ def dense(module: Reweaving, x: Tensor, captured: list[Tensor]) -> Tensor:
             seen[b, t, best] = True
     head = width // module.heads
     q, k, v = (
-        (y @ make.weight.T).view(batch, count, module.heads, head).transpose(1, 2)
+        (unit(y) @ make.weight.T).view(batch, count, module.heads, head).transpose(1, 2)
         for y, make in ((x, module.query), (z, module.key), (z, module.value))
     )
     age = torch.arange(count)[:, None] - torch.arange(count)
@@ -64,7 +68,7 @@ def dense(module: Reweaving, x: Tensor, captured: list[Tensor]) -> Tensor:
     logits = q @ k.mT / head**0.5 - delta.view(-1, 1, 1) * (1 + age.clamp_min(0)).log()
     weights = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num()
     c = ((weights * r.sigmoid()[:, None, None]) @ v).transpose(1, 2).reshape(batch, count, width)
-    gate = (torch.cat([x, c], -1) @ module.gate.weight.T + module.gate.bias).sigmoid()
+    gate = (torch.cat([unit(x), c], -1) @ module.gate.weight.T + module.gate.bias).sigmoid()
     return x + gate * (c @ module.out.weight.T)
 
 

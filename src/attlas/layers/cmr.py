@@ -16,12 +16,26 @@ from attlas.attend import attend
 from attlas.scan import State
 from attlas.score import Dot, EdgeBias
 
-__all__ = ["LayeredReconstruction", "NewestLayer", "RandomRank", "Rank", "Reweaving", "Salience", "keep_best"]
+__all__ = [
+    "LayeredReconstruction",
+    "NewestLayer",
+    "RandomRank",
+    "Rank",
+    "Reweaving",
+    "Salience",
+    "keep_best",
+    "normal",
+]
 
 Captured = Sequence[Tensor]
 """Hidden states (B, N, D) of the captured layers, one after the other."""
 EPSILON, SPREAD = 1e-6, 0.02
 EMPTY = -1  # place of an item that is not there
+
+
+def normal(hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """RMSNorm without weights."""
+    return functional.rms_norm(hidden, hidden.shape[-1:], eps=EPSILON)
 
 
 class Salience(nn.Module):
@@ -33,11 +47,7 @@ class Salience(nn.Module):
 
     def forward(self, captured: Captured) -> Float[Tensor, "B N"]:
         """One number per token."""
-        size = (self.weight.shape[1],)
-        parts = [
-            functional.rms_norm(hidden, size, eps=EPSILON) @ weight
-            for hidden, weight in zip(captured, self.weight, strict=True)
-        ]
+        parts = [normal(hidden) @ weight for hidden, weight in zip(captured, self.weight, strict=True)]
         return torch.stack(parts).sum(0)
 
 
@@ -102,12 +112,13 @@ def keep_best(rank: Float[Tensor, "B M"], place: Int[Tensor, "B M"], items: int)
 
 
 class Reweaving(nn.Module):
-    """h_t -> h_t + sigmoid(W_g [h_t; c_t] + b_g) ⊙ W_o c_t, c_t attention over R items of earlier segments.
+    """h_t -> h_t + sigmoid(W_g [n(h_t); c_t] + b_g) ⊙ W_o c_t, c_t attention over R earlier items.
 
         c_t = sum_j softmax_j(q_t . k_j / sqrt d - delta_h ln(1 + t - j)) sigmoid(r_j) v_j
 
-    q = W_q h_t, k = W_k z_j, v = W_v z_j. An item is a token: its latents of the captured layers, of which
-    `reconstruction` makes z_j, with salience r_j. After each segment of C tokens the R items of highest
+    q = W_q n(h_t), k = W_k n(z_j), v = W_v n(z_j), n = RMSNorm, since hidden states grow from layer to layer.
+    An item is a token: its latents of the captured layers, of which `reconstruction` makes z_j, with salience
+    r_j. After each segment of C tokens the R items of highest
     salience among the kept ones and the new ones stay. Without items c_t = 0. W_o starts at 0: at first this
     is exactly the identity.
 
@@ -249,7 +260,11 @@ class Reweaving(nn.Module):
     def _read(self, x: Tensor, at: Tensor, latent: Tensor, salience: Tensor, place: Tensor) -> Tensor:
         query, key, value = (
             made.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for made in (self.query(x), self.key(latent), salience.sigmoid()[..., None] * self.value(latent))
+            for made in (
+                self.query(normal(x)),
+                self.key(normal(latent)),
+                salience.sigmoid()[..., None] * self.value(normal(latent)),
+            )
         )
         old = (at[:, :, None] - place[:, None, :]).to(x.dtype)
         bias = -functional.softplus(self.age).view(-1, 1, 1) * old.clamp_min(0).log1p()[:, None]
@@ -258,7 +273,7 @@ class Reweaving(nn.Module):
         return found.transpose(1, 2).flatten(2)
 
     def _woven(self, x: Tensor, read: Tensor) -> Tensor:
-        return x + self.gate(torch.cat([x, read], -1)).sigmoid() * self.out(read)
+        return x + self.gate(torch.cat([normal(x), read], -1)).sigmoid() * self.out(read)
 
 
 def _joined(front: Mapping[str, Tensor], state: State) -> State:

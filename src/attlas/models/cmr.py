@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from attlas.layers.cmr import EPSILON, Rank, Reweaving
+from attlas.layers.cmr import Rank, Reweaving, normal
 from attlas.models.recall_net import RecallNet
 
 __all__ = ["ReweavingNet", "where_to_weave"]
@@ -84,13 +83,9 @@ class ReweavingNet(RecallNet):
                 latents.append(x)
         if self.training and self.auxiliary_weight:
             found = self.reweaving.reconstruction(latents)
-            self._missed = (_unit(found) - _unit(x.detach())).square().mean()
+            self._missed = (normal(found) - normal(x.detach())).square().mean()
         return self.norm(x)
 
     def auxiliary(self) -> Tensor:
         """mu times the reconstruction loss of the last call in training mode, and what mixers add."""
         return super().auxiliary() + self.auxiliary_weight * self._missed
-
-
-def _unit(x: Tensor) -> Tensor:
-    return functional.rms_norm(x, x.shape[-1:], eps=EPSILON)

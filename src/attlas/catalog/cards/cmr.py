@@ -34,6 +34,7 @@ CARD = Card(
         "to, which contains it through the memory, grow without bound. It is a mean over tokens and "
         "channels, over all tokens and not the kept ones alone. The memory is read by the stream that "
         "enters the layer after the last captured one.",
+        "Queries, items and the gate read hidden states after RMSNorm, since these grow from layer to layer.",
         "In training, noise on the salience makes items be drawn (an option, used by the claim): a kind of "
         "token that is never kept would never learn to be.",
         "While decoding an item is kept as its reconstruction, not as the latents of every layer.",
