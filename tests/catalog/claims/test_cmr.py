@@ -41,7 +41,7 @@ def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch, long):
     said: list[str] = []
     values = claims.measure(1000, long=long, folder=tmp_path, step=said.append)
     more = (
-        {f"{arm}, twice the items": 0.0 for arm in ("reweaving", "random items", "one layer")} if long else {}
+        {f"{arm}, half the items": 0.0 for arm in ("reweaving", "random items", "one layer")} if long else {}
     )
     assert set(values) == set(run_with(more))
     assert any(line.startswith("reweaving: step 2 of 2") for line in said)
