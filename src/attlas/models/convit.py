@@ -32,7 +32,7 @@ class ConViT(nn.Module):
         width, heads, layers: of the blocks, pre-norm LayerNorm, MLP of 4 times the width.
         local: number of first blocks with `mixer`; the class token joins before the next.
         strength: of the local start, see `GPSA`; spread: of the random one, see `start_small`.
-        mixer: `mixer(layer)` makes the token mixer of a first block, called with (x, grid); default GPSA.
+        mixer: `mixer(layer)` makes the token mixer of a first block, called with (x, at=grid); default GPSA.
 
     Shapes: (B, channels, side, side) -> (B, classes). `ConViT.of_size("tiny" | "small" | "base")` are the
     published ones: width 48 per head, 12 blocks, the first 10 local, 224 pixels in patches of 16.
@@ -90,7 +90,7 @@ class ConViT(nn.Module):
         for number, block in enumerate(self.blocks):
             if number == self.local:
                 x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
-            x = block(x, self.patches.grid) if number < self.local else block(x)
+            x = block(x, at=self.patches.grid) if number < self.local else block(x)
         return self.head(self.norm(x)[:, 0])
 
     def gates(self) -> Float[Tensor, "local H"]:
@@ -105,7 +105,7 @@ class ConViT(nn.Module):
         for block in list(self.blocks)[: self.local]:
             if isinstance(block, Block) and isinstance(block.mixer, GPSA):
                 found.append(block.mixer.nonlocality(block.before_mixer(x), self.patches.grid))
-            x = block(x, self.patches.grid)
+            x = block(x, at=self.patches.grid)
         if not found:
             raise ValueError("this model has no GPSA block, so that there is no mixture to measure")
         return torch.stack(found)
