@@ -35,7 +35,7 @@ CARD = Card(
         "The clamp of the conserved outflow is an option: 1 as in the generic and vision code by default; "
         "the text code has 5, the reinforcement learning code 10, the JAX code none.",
         "The vision code's further 1e-6 behind each inner product is not here.",
-        "The claim trains 337 steps, the 15 epochs of its source; 270 were tried on a debug seed (1000) first.",
+        "The claim trains 337 steps, which are 15 epochs; 270 were tried on a debug seed (1000) first.",
     ),
     unverified=(
         "Whether the paper's formulas have the clamp: the code was read, not the paper's text.",
