@@ -22,9 +22,13 @@ _PIECES = 8  # pieces of work of a backward pass, at least about so many
 _ALONE = 1 << 18  # updates of a state below which a second thread is not worth its call
 
 
+# torch.compile cannot look into the search for an OpenMP team, whose answer never changes.
+_missing = torch.compiler.assume_constant_result(missing)
+
+
 def refusal(device: torch.device) -> str | None:
     """None, or why tensors of this device run in plain torch."""
-    return missing() if device.type == "cpu" else "it runs on CPU"
+    return _missing() if device.type == "cpu" else "it runs on CPU"
 
 
 def forward(
