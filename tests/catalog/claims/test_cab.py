@@ -63,6 +63,12 @@ def test_noise_alone_seldom_meets_a_part_of_the_rule():
     assert 0 < by_tasks / trials < 0.05
 
 
+def test_one_seed_shows_nothing():
+    run = run_with(SWAPPED | {("sets", "none"): 0.9})
+    assert not claims.swapped([claims.indices(run)]) and not claims.better_without([run])
+    assert "no pair" in claims.judge([run]).measured
+
+
 def test_efficiency_lengths_are_told_where_costs_were_measured():
     run = run_with()
     for n in claims.TIMED:

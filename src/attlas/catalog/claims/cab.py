@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -111,8 +112,10 @@ def indices(values: Values) -> dict[str, dict[str, Index]]:
 
 
 def gap(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of the seeds' differences and its standard error."""
-    return statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+    """Mean of the seeds' differences and its standard error, infinite for one seed."""
+    several = len(differences) > 1
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if several else math.inf
+    return statistics.fmean(differences), error
 
 
 def swapped(runs: Sequence[Mapping[str, Mapping[str, Index]]], factor: float = RANK_FACTOR) -> list[str]:
