@@ -131,7 +131,7 @@ def mixers(
     widths: Annotated[str, typer.Option(help="Widths of the networks, with commas.")] = "64",
     heads: Annotated[int, typer.Option(help="Heads of every mixer.")] = 2,
     lengths: Annotated[
-        str, typer.Option(help="Lengths for time and memory, with commas; '' for none.")
+        str, typer.Option(help="Lengths for time and memory, 4 or more, with commas; '' for none.")
     ] = "256,512,1024,2048,4096",
     out: Annotated[Path, typer.Option(help="Folder for mixers.json and pictures.")] = Path("runs/mixers"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what an interrupted run has.")] = False,

@@ -5,6 +5,7 @@ Source: Zhang et al. 2022 (CAB), arXiv 2210.07661, and its script.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,12 +18,15 @@ class EfficiencyLength:
 
     length: the larger crossing in tokens, None where the curves do not cross or the quadratic one does not
     grow faster; quadratic: (a, b, c) of a n^2 + b n + c, linear: (d, e) of d n + e; fits: R^2 of both.
+    cheaper: whether the linear cost, as given and not as fitted, is below the quadratic one at all of the
+    lengths, at some or at none: without a crossing it tells which of the two costs less.
     """
 
     length: float | None
     quadratic: tuple[float, float, float]
     linear: tuple[float, float]
     fits: tuple[float, float]
+    cheaper: Literal["always", "partly", "never"]
 
 
 def efficiency_length(
@@ -32,7 +36,8 @@ def efficiency_length(
 
     quadratic: costs of softmax attention; linear: of the other, in the same unit. skip: shortest lengths that
     the linear fit leaves out (1 in the source for times, 0 for memory). A length outside of `lengths` is
-    an extrapolation. Raises ValueError for lists that do not fit or are too short.
+    an extrapolation. Raises ValueError for lists that do not fit or are too short: through 3 points a parabola
+    always goes.
     """
     n, first, second = (np.asarray(part, dtype=np.float64) for part in (lengths, quadratic, linear))
     if not (n.ndim == 1 and n.shape == first.shape == second.shape):
@@ -40,9 +45,10 @@ def efficiency_length(
             "lengths, quadratic and linear must be lists of one length, got shapes "
             f"{n.shape}, {first.shape} and {second.shape}"
         )
-    if skip < 0 or len(n) < max(3, skip + 2):
+    if skip < 0 or len(n) < max(4, skip + 3):
         raise ValueError(
-            f"a parabola needs at least 3 lengths and a line 2 after skip={skip}, got {len(n)} lengths"
+            f"a fit needs at least 4 lengths for the parabola and 3 after skip={skip} for the line, "
+            f"got {len(n)} lengths"
         )
     order = np.argsort(n)
     n, first, second = n[order], first[order], second[order]
@@ -51,7 +57,14 @@ def efficiency_length(
     inside = (b - d) ** 2 - 4 * a * (c - e)
     crosses = a > 0 and inside >= 0
     root = float((d - b + inside**0.5) / (2 * a)) if crosses else None
-    return EfficiencyLength(root if root is not None and root > 0 else None, (a, b, c), (d, e), (fit, other))
+    below = second < first
+    return EfficiencyLength(
+        length=root if root is not None and root > 0 else None,
+        quadratic=(a, b, c),
+        linear=(d, e),
+        fits=(fit, other),
+        cheaper="always" if below.all() else "partly" if below.any() else "never",
+    )
 
 
 def _fitted(n: np.ndarray, cost: np.ndarray, degree: int) -> tuple[tuple[float, ...], float]:

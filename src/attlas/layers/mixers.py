@@ -6,7 +6,7 @@ and `advance(x, state)`: the same outputs piece by piece.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Literal
 
@@ -92,7 +92,8 @@ def mixer_entry(name: str) -> MixerEntry:
     """The entry of a registered name, or of a class of yours as "package.module:Class".
 
     Such a class is made as Class(width, heads) and is taken to be causal (form "CS"), or is itself a
-    MixerEntry. ValueError: an unknown name, a module or class that is not there.
+    MixerEntry. The entry has the name that was asked for. ValueError: an unknown name, a module or class that
+    is not there.
     """
     if name in MIXERS:
         return MIXERS[name]
@@ -106,7 +107,7 @@ def mixer_entry(name: str) -> MixerEntry:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"mixer {name!r} cannot be imported: {error}") from error
     if isinstance(kind, MixerEntry):
-        return kind
+        return replace(kind, name=name)  # its own name may be that of a registered mixer
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"mixer {name!r} must be a torch.nn.Module class or a MixerEntry, got {kind!r}")
     stateful = hasattr(kind, "start") and hasattr(kind, "advance")

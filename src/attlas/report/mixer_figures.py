@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from attlas.report.mixer_tables import labels
+from attlas.report.mixer_tables import labels, told
 from attlas.report.static_figures import COLOURS, SHAPES
 from attlas.report.theme import Chart, data, titled
 
@@ -52,8 +52,8 @@ def frontier_figure(result: Row, task: Row) -> Chart:
             "mixer": names[row["mixer"]],
             "kib": row["state_bytes"] / 1024,
             "score": row["mean"],
-            "low": row["mean"] - row["sd"],
-            "high": row["mean"] + row["sd"],
+            "low": row["mean"] - (row["sd"] or 0.0),
+            "high": row["mean"] + (row["sd"] or 0.0),
         }
         for row in _told(task)
         if row["state_bytes"]
@@ -75,7 +75,7 @@ def frontier_figure(result: Row, task: Row) -> Chart:
     better = "higher" if task["higher_is_better"] else "lower"
     lines = [
         f"{task['says']}; {better} is better",
-        f"mean and standard deviation of {result['settings']['seeds']} seeds at equal parameters and FLOPs",
+        f"{told(result['settings']['seeds'])} at equal parameters and FLOPs",
     ]
     return titled(alt.layer(*layers).properties(**SIDE), f"{task['name']}: result against state", lines)
 
@@ -109,7 +109,8 @@ def loss_figure(result: Row, task: Row) -> Chart:
     last = alt.Chart(data(ends)).encode(x="gflop:Q", y="loss:Q", color=colour, shape=shape)
     chart = base.mark_line(strokeWidth=2, opacity=0.85) + last.mark_point(filled=True, size=90, opacity=1)
     size = f", width {width}" if len(result["settings"]["widths"]) > 1 else ""
-    lines = f"{task['says']}; mean over {result['settings']['seeds']} seeds{size}"
+    seeds = result["settings"]["seeds"]
+    lines = f"{task['says']}; {f'mean over {seeds} seeds' if seeds > 1 else 'one seed'}{size}"
     return titled(chart.properties(**SIDE), f"{task['name']}: loss against FLOPs", lines)
 
 

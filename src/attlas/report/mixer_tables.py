@@ -11,7 +11,7 @@ from rich.console import Console
 from attlas._common.files import check_schema, read_json
 from attlas.report.static_tables import StaticTable, print_tables
 
-__all__ = ["NAME", "labels", "load_mixers", "mixer_tables", "print_mixers"]
+__all__ = ["NAME", "labels", "load_mixers", "mixer_tables", "print_mixers", "told"]
 
 NAME, SCHEMA, VERSION = "mixers", "attlas.mixers", 1
 Row = Mapping[str, Any]
@@ -44,6 +44,11 @@ def labels(names: Sequence[str]) -> dict[str, str]:
     return {name: one if taken.count(one) == 1 else name for name, one in short.items()}
 
 
+def told(seeds: int) -> str:
+    """What the figures of so many seeds are."""
+    return f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+
+
 def _task_table(task: Row, settings: Row) -> StaticTable:
     there = [row for row in task["rows"] if "absent" not in row]
     called = labels(list(dict.fromkeys(row["mixer"] for row in task["rows"])))
@@ -57,7 +62,7 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
             (
                 called[row["mixer"]],
                 *([str(row["width"])] if several else []),
-                "diverged" if row["mean"] is None else f"{row['mean']:.3f} ±{row['sd']:.3f}",
+                _score(row),
                 f"{row['rate']:g}",
                 f"{row['parameters']:,}",
                 f"{100 * row['parameters'] / row['budget']:.1f}",
@@ -70,8 +75,8 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
     better = "higher" if task["higher_is_better"] else "lower"
     reference, rates = settings["reference"], ", ".join(f"{rate:g}" for rate in settings["rates"])
     notes = [
-        f"{task['metric'].capitalize()} on held-out data, {better} is better: mean and standard deviation of "
-        f"{settings['seeds']} seeds, at the learning rate of {rates} that did best with a seed and data of "
+        f"{task['metric'].capitalize()} on held-out data, {better} is better: "
+        f"{told(settings['seeds'])}, at the learning rate of {rates} that did best with a seed and data of "
         f"its own. Blocks: {', '.join(task['layers'])}.",
         f"Equal budgets: the width of the MLP makes the parameters of the blocks those of {reference} with "
         f"an MLP of {settings['ratio']} times the width; the steps make the FLOPs of training those of its "
@@ -85,17 +90,28 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
         if row["diverged"]:
             lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
             notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
+    own = [called[row["mixer"]] for row in there if ":" in row["mixer"]]
+    if own:
+        notes.append(
+            f"FLOPs are those of torch's operations: what {', '.join(dict.fromkeys(own))} may compute in "
+            "numpy, numba or other code outside of torch is not counted, and would be trained for free."
+        )
     missed = [
         f"{called[row['mixer']]} at width {row['width']} {spent:.1%}"
         for row in there
         if abs((spent := row["flops"] * row["steps"] / row["flops_budget"]) - 1) > settings["tolerance"]
     ]
     if missed:
-        told = ", ".join(missed)
-        notes.append(f"Of the FLOPs {told}: whole steps come no nearer, train for more of them.")
+        notes.append(f"Of the FLOPs {', '.join(missed)}: whole steps come no nearer, train for more of them.")
     notes += dict.fromkeys(f"Left out: {row['absent']}." for row in task["rows"] if "absent" in row)
     title = f"{task['name']}: {task['says']}"
     return StaticTable(f"task-{task['name']}", title, tuple(columns), tuple(cells), tuple(notes))
+
+
+def _score(row: Row) -> str:
+    if row["mean"] is None:
+        return "diverged"
+    return f"{row['mean']:.3f}" + ("" if row["sd"] is None else f" ±{row['sd']:.3f}")
 
 
 def _kib(size: int | None) -> str:
@@ -132,7 +148,8 @@ def _speed_table(speed: Row, reference: str) -> StaticTable:
         f"Pays from: the efficiency length of CAB (arXiv 2210.07661), from where on it costs less than "
         f"{reference}: the larger root between a fit a n^2 + b n + c of that one's cost and d n + e of the "
         f"mixer's, of times without the shortest length. In brackets: outside of {lengths[0]:,} to "
-        f"{lengths[-1]:,} tokens, extrapolated.",
+        f"{lengths[-1]:,} tokens, extrapolated. Where the fits do not cross: always, partly or never, it "
+        "costs less at all, some or none of the measured lengths. Too few: lengths for a fit.",
     ]
     notes += [f"Left out: {row['absent']}." for row in speed["rows"] if "absent" in row]
     for row in there:
@@ -160,6 +177,6 @@ def _pays(found: Row | None, lengths: Sequence[int]) -> str:
     if found is None:
         return ""
     if "length" not in found:
-        return "none"
+        return str(found.get("cheaper", "too few"))
     text = f"{found['length']:,.0f}"
     return text if lengths[0] <= found["length"] <= lengths[-1] else f"({text})"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas._common.flops import count_flops
+from attlas.catalog.bench.mixer_own import taking_part
 from attlas.catalog.bench.task import TUNING_SEED, UNDER_TEST, Batch, BenchTask
 from attlas.layers import MixerEntry, Setting, mixer_entry
 from attlas.models import SmallNet
@@ -93,9 +94,13 @@ def _mixers(task: BenchTask, entry: MixerEntry, size: Size) -> Iterator[nn.Modul
 def fitted(task: BenchTask, entry: MixerEntry, size: Size, *, steps: int | None = None) -> Fitted:
     """The network at the reference's parameters, with steps (of the reference: `steps`) for equal FLOPs.
 
-    ValueError: see `make_net`, or the mixer's own parameters leave no room for an MLP.
+    Absent: see `make_net`, the mixer's own parameters leave no room for an MLP, or one of the user's fails.
     """
-    steps = task.steps if steps is None else steps
+    with taking_part(entry):
+        return _fitted(task, entry, size, task.steps if steps is None else steps)
+
+
+def _fitted(task: BenchTask, entry: MixerEntry, size: Size, steps: int) -> Fitted:
     reference = mixer_entry(REFERENCE)
     wide = RATIO * size.width
     budget = _block_parameters(make_net(task, reference, size, wide))

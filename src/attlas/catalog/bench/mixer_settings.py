@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attlas._common.errors import UsageError
+from attlas.catalog.bench.mixer_speed import FITTED
 from attlas.catalog.bench.mixer_tasks import TASKS
 
 __all__ = ["MixerSettings"]
@@ -18,7 +19,7 @@ class MixerSettings:
     mixers: registered names, or "package.module:Class". widths: of the networks, each mixer is trained at all
     of them; heads: of every mixer. rates: tried with a seed and data of their own, the best one is taken for
     all `seeds`. steps: of the reference, in place of the tasks' own. lengths: for time and memory of one
-    layer of width `speed_width` and `speed_heads`; none: not measured.
+    layer of width `speed_width` and `speed_heads`, at least 4 for the fits; none: not measured.
     """
 
     mixers: tuple[str, ...] = ("softmax", "window", "based_linear")
@@ -52,6 +53,11 @@ class MixerSettings:
             raise UsageError(f"widths must be multiples of the {self.heads} heads, got {_said(self.widths)}")
         if any(length < 1 for length in self.lengths) or list(self.lengths) != sorted(self.lengths):
             raise UsageError(f"lengths must be at least 1 and ascend, got {_said(self.lengths)}")
+        if 0 < len(self.lengths) < FITTED:
+            raise UsageError(
+                f"lengths must be at least {FITTED}, through fewer any curve goes, or none to leave out time "
+                f"and memory; got {_said(self.lengths)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

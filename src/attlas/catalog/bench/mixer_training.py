@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attlas.catalog.bench.mixer_nets import Fitted, Size, answers, make_net, training_loss
+from attlas.catalog.bench.mixer_own import taking_part
 from attlas.catalog.bench.task import Batch, BenchTask
 from attlas.layers import MixerEntry
 from attlas.train import SMALL_RECIPE, Diverged, Recipe, fit
@@ -34,20 +35,21 @@ def net_values(
 ) -> dict[str, Any]:
     """Train and judge one network: score and loss on held-out data, the training curve; or "diverged": why.
 
-    Weights, data and order depend on the seed alone. curve: [[FLOPs so far, mean training loss], ...].
+    Absent: a mixer of the user's fails. Weights, data and order depend on the seed alone. curve: [[FLOPs so far, mean training loss], ...].
     """
-    torch.manual_seed(seed)
-    net = make_net(task, entry, size, plan.inner)
-    split = task.data(seed, tuning)
     recipe = Recipe(
         steps=plan.steps, learning_rate=rate, warm_up=min(SMALL_RECIPE.warm_up, max(1, plan.steps // 5))
     )
 
-    try:
-        losses = fit(net, split.batches, partial(training_loss, task), recipe, step=step)
-    except Diverged as error:
-        return {"seed": seed, "rate": rate, "diverged": str(error)}
-    score, held_out = _judge(task, net, split.held_out)
+    with taking_part(entry):
+        torch.manual_seed(seed)
+        net = make_net(task, entry, size, plan.inner)
+        split = task.data(seed, tuning)
+        try:
+            losses = fit(net, split.batches, partial(training_loss, task), recipe, step=step)
+        except Diverged as error:
+            return {"seed": seed, "rate": rate, "diverged": str(error)}
+        score, held_out = _judge(task, net, split.held_out)
     curve = _curve(losses, plan.flops * task.batch)
     return {"seed": seed, "rate": rate, "score": score, "loss": held_out, "curve": curve}
 
@@ -83,7 +85,7 @@ def row_of(
     sweep: Sequence[Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """A mixer on a task: its budgets, the sweep, every run, and mean and sample standard deviation."""
+    """A mixer on a task: its budgets, the sweep, every run, mean and sample standard deviation (of two and more)."""
     scores = [run["score"] for run in runs if "score" in run]
     row: dict[str, Any] = {"mixer": entry.name, "width": size.width, "heads": size.heads, **plan.to_dict()}
     row |= {
@@ -91,6 +93,6 @@ def row_of(
         "runs": [dict(run) for run in runs],
         "diverged": len(runs) - len(scores),
         "mean": statistics.fmean(scores) if scores else None,
-        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "sd": statistics.stdev(scores) if len(scores) > 1 else None,
     }
     return row

@@ -7,11 +7,9 @@ continues.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from attlas._common.errors import UsageError
 from attlas._common.files import check_folder, to_json, write_json
 from attlas._common.machine import PACKAGE, machine, source_digest, versions
 from attlas.catalog.bench.mixer_nets import RATIO, REFERENCE, TOLERANCE, Fitted, Size, fitted
+from attlas.catalog.bench.mixer_own import Absent, breaches, check_small, is_own, own_code
 from attlas.catalog.bench.mixer_settings import MixerSettings
 from attlas.catalog.bench.mixer_speed import SLOW, efficiency, speed_at
 from attlas.catalog.bench.mixer_tasks import TASKS
@@ -26,7 +25,6 @@ from attlas.catalog.bench.mixer_training import best_rate, net_values, row_of
 from attlas.catalog.bench.parts import Parts
 from attlas.catalog.bench.task import TUNING_SEED, BenchTask
 from attlas.layers import MixerEntry, mixer_entry
-from attlas.layers.contract import check_mixer
 from attlas.tune import Progress, Silent
 
 __all__ = ["NAME", "SCHEMA", "VERSION", "bench_mixers"]
@@ -45,9 +43,9 @@ def bench_mixers(
 ) -> dict[str, Any]:
     """Measure and write `out`/mixers.json (schema "attlas.mixers"); returns what was written.
 
-    UsageError: an unknown mixer, or one of the user's that breaks the contract; a task whose data is not
-    there. A mixer that lacks the form
-    that a task needs, or that is too large for the budget, is in the result with the reason.
+    UsageError: an unknown mixer, or one of the user's that breaks the contract, small or at a task's size; a
+    task whose data is not there. A mixer that lacks the form that a task needs, that is too large for the
+    budget, or of the user's that fails at a size, is in the result with the reason.
     Cost: with the defaults about 10 minutes on 2 cores, nearly all of it training: for every task, width and
     mixer one network per learning rate and one per seed.
     """
@@ -56,10 +54,10 @@ def bench_mixers(
     kept = Parts(folder / f"{NAME}-{_digest()}.partial", SCHEMA, VERSION)
     if fresh:
         kept.remove()
-    codes = {entry.name: _code(name) for name, entry in zip(settings.mixers, entries, strict=True)}
+    codes = {name: own_code(name) for name in settings.mixers}
     for name in settings.tasks:
         TASKS[name].data(TUNING_SEED, True)  # before anything is trained: its data may not be there
-    run = _Run(settings, entries, codes, kept, progress)
+    run = _Run(settings, entries, codes, _unfit(settings, entries), kept, progress)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -84,16 +82,23 @@ def _entry(name: str, heads: int) -> MixerEntry:
         entry = mixer_entry(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if ":" not in name:
-        return entry
-    # A mixer that looks ahead would win every comparison.
-    findings = [one for one in check_mixer(entry, width=4 * heads, heads=heads) if one.check != "forms"]
-    if findings:
-        raise UsageError(
-            f"mixer {name} breaks the contract of mixers, its figures would mislead; mend it first:\n  "
-            + "\n  ".join(map(str, findings))
-        )
+    if is_own(name):
+        # A mixer that looks ahead would win every comparison.
+        check_small(entry, heads)
     return entry
+
+
+def _unfit(settings: MixerSettings, entries: Sequence[MixerEntry]) -> dict[tuple[str, str, int], str]:
+    """(mixer, task, width): why one of the user's cannot be judged at that size."""
+    found = {}
+    for entry in entries:
+        for task in settings.tasks if is_own(entry.name) else ():
+            for width in settings.widths:
+                try:
+                    breaches(entry, TASKS[task], width, settings.heads)
+                except Absent as error:
+                    found[entry.name, task, width] = str(error)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,7 @@ class _Run:
     settings: MixerSettings
     entries: Sequence[MixerEntry]
     codes: Mapping[str, str]
+    unfit: Mapping[tuple[str, str, int], str]
     kept: Parts
     progress: Progress
 
@@ -111,17 +117,8 @@ class _Run:
         mine = self.settings
         nets = len(mine.rates) + mine.seeds
         self.progress.stage(f"networks on {task.name}", nets * len(self.entries) * len(mine.widths))
-        rows = []
-        for width in mine.widths:
-            size = Size(width, mine.heads)
-            for entry in self.entries:
-                try:
-                    plan = fitted(task, entry, size, steps=mine.steps)
-                except ValueError as error:
-                    rows.append({"mixer": entry.name, "width": width, "absent": str(error)})
-                    self.progress.advance(nets)
-                    continue
-                rows.append(self._trained(task, entry, size, plan))
+        sizes = [Size(width, mine.heads) for width in mine.widths]
+        rows = [self._row(task, entry, size) for size in sizes for entry in self.entries]
         return {
             "name": task.name,
             "says": task.says,
@@ -135,18 +132,25 @@ class _Run:
             "rows": rows,
         }
 
-    def _trained(self, task: BenchTask, entry: MixerEntry, size: Size, plan: Fitted) -> dict[str, Any]:
-        """The sweep of learning rates, then every seed at the best of them."""
-        sweep = [self._net(task, entry, size, plan, rate, TUNING_SEED, True) for rate in self.settings.rates]
-        rate = best_rate(task, sweep)
-        if rate is None:
-            self.progress.advance(self.settings.seeds)
-            return {
-                "mixer": entry.name, "width": size.width,
-                "absent": f"{entry.name} diverged at every learning rate",
-            }  # fmt: skip
-        runs = [self._net(task, entry, size, plan, rate, seed, False) for seed in range(self.settings.seeds)]
-        return row_of(entry, size, plan, sweep, runs) | {"rate": rate}
+    def _row(self, task: BenchTask, entry: MixerEntry, size: Size) -> dict[str, Any]:
+        """The sweep of learning rates, then every seed at the best of them; or why there is none."""
+        rates, seeds = self.settings.rates, self.settings.seeds
+        nets: list[dict[str, Any]] = []
+        try:
+            if (why := self.unfit.get((entry.name, task.name, size.width))) is not None:
+                raise Absent(why)
+            plan = fitted(task, entry, size, steps=self.settings.steps)
+            for rate in rates:
+                nets.append(self._net(task, entry, size, plan, rate, TUNING_SEED, True))
+            best = best_rate(task, nets)
+            if best is None:
+                raise Absent(f"{entry.name} diverged at every learning rate")
+            for seed in range(seeds):
+                nets.append(self._net(task, entry, size, plan, best, seed, False))
+        except Absent as error:
+            self.progress.advance(len(rates) + seeds - len(nets))
+            return {"mixer": entry.name, "width": size.width, "absent": str(error)}
+        return row_of(entry, size, plan, nets[: len(rates)], nets[len(rates) :]) | {"rate": best}
 
     def _net(
         self,
@@ -202,13 +206,6 @@ def _slow(name: str, columns: Sequence[dict[str, Any]]) -> bool:
 
 def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name)
-
-
-def _code(name: str) -> str:
-    """Names a mixer and, where it is the user's, its source: another version is trained anew."""
-    module, found, _ = name.partition(":")
-    source = inspect.getsourcefile(import_module(module)) if found else None
-    return name if source is None else name + hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
 
 
 def _digest() -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attlas._common.errors import UsageError
 from attlas._common.files import check_schema, read_json, write_json
 
 __all__ = ["Parts"]
@@ -26,11 +27,20 @@ class Parts:
         return self._path(name).exists()
 
     def keep(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The piece `name`: read, or computed and written."""
-        path, schema = self._path(name), self.schema + ".part"
-        if not path.exists():
-            write_json(path, {"schema": schema, "version": self.version, "value": compute()})
-        return check_schema(read_json(path), schema, self.version, source=str(path))["value"]
+        """The piece `name`: read, or computed and written; a damaged file is computed anew."""
+        found = self._read(name)
+        if found is None:
+            piece = {"schema": self.schema + ".part", "version": self.version, "value": compute()}
+            found = read_json(write_json(self._path(name), piece))
+        return found["value"]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._path(name)
+        try:
+            found = check_schema(read_json(path), self.schema + ".part", self.version, source=str(path))
+        except UsageError:  # missing, or cut off: nobody could write it anew by hand
+            return None
+        return found if "value" in found else None
 
     def remove(self) -> None:
         """Forget all."""

@@ -187,8 +187,9 @@ def _lengths(runs: Sequence[Values]) -> str:
             return [statistics.median(run[f"{unit}, {attention}, {n}"] for run in runs) for n in TIMED]
 
         for attention in ATTENTIONS[1:]:
-            at = efficiency_length(TIMED, cost("vanilla"), cost(attention), skip=skip).length
-            told.append(f"{attention} {'none' if at is None else f'{at:.0f}'} ({what})")
+            found = efficiency_length(TIMED, cost("vanilla"), cost(attention), skip=skip)
+            at = f"{found.cheaper} cheaper" if found.length is None else f"{found.length:.0f}"
+            told.append(f"{attention} {at} ({what})")
     return f" Efficiency lengths in tokens: {', '.join(told)}."
 
 
