@@ -24,6 +24,31 @@ def test_registered(name, form):
     assert not findings, "\n".join(map(str, findings))
 
 
+@pytest.mark.parametrize("name", [name for name, form in DECLARED if form == "CS"])
+def test_bfloat16_is_near_float32_whole_and_in_pieces(name):
+    torch.manual_seed(0)
+    mixer = MIXERS[name].build(Setting(32, 2, length=24)).eval()
+    x = torch.randn(2, 24, 32)
+    if name == "sparse_hybrid":  # which rows are chosen turns on the last bit
+        mixer.threshold = -1.0
+    with torch.no_grad():
+        wanted = mixer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = mixer(x)
+        narrow = mixer.bfloat16()
+        found = {"autocast": mixed.float(), "whole": narrow(x.bfloat16()).float()}
+        if MIXERS[name].stateful:
+            state, rows = narrow.start(2), []
+            for piece in x.bfloat16().split(7, 1):
+                y, state = narrow.advance(piece, state)
+                rows.append(y)
+            found["pieces"] = torch.cat(rows, 1).float()
+    for how, out in found.items():
+        worst = (out - wanted).abs().max() / wanted.abs().max()
+        # Several roundings of 2^-9 in a row: projections, norms, gates.
+        assert worst < 0.06, f"{name}, {how}: off by {worst:.3f}"
+
+
 @pytest.mark.parametrize("name", sorted(MIXERS))
 def test_a_form_that_is_not_there_is_refused_with_the_reason(name):
     entry = MIXERS[name]

@@ -81,7 +81,7 @@ def test_lightning1_holds_no_square_and_survives_strong_decay():
     ("log_decay", "tile", "text"),
     [
         (HALF, 0, "tile must be at least 1 token, got 0"),
-        (-HALF, 4, r"log_decay must be <= 0 \(-slope per head\), got \[0.69"),
+        (-HALF, 4, r"log_decay must be <= 0 and finite \(-slope per head\), got \[0.69"),
         (HALF.clone().requires_grad_(), 4, "no gradient: detach it, or use attlas.scan"),
     ],
 )

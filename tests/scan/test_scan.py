@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from attlas.scan import LRPE, Identity, State, Taylor, elu1, scan
+from attlas.scan import LRPE, Feature, Identity, State, Taylor, elu1, scan
 
 BATCH, HEADS, WIDTH, VALUE = 2, 2, 4, 3
 KERNELS = {"identity": Identity(), "elu1": elu1(), "taylor": Taylor()}
@@ -143,6 +143,88 @@ def test_padding_changes_nothing(backend):
     assert after.position.tolist() == [9, 9]
 
 
+@pytest.mark.parametrize("backend", ["reference", "recurrent", "chunk"])
+@pytest.mark.parametrize("how", ["segments", "reset"])
+def test_a_sequence_that_begins_with_padding_is_alone(backend, how):
+    _, given = _inputs("elu1", "token", True, True, 12, flags=False, carried=False)
+    segments = torch.tensor([[0] * 5 + [1] * 7] * 2)
+    valid = torch.ones(BATCH, 12, dtype=torch.bool)
+    valid[:, 5] = False
+    begins = (
+        {"segments": segments} if how == "segments" else {"reset": segments.diff(prepend=segments[:, :1]) > 0}
+    )
+    packed = scan(**given, **begins, valid=valid, backend=backend)
+    second = {
+        name: value[:, :, 6:] if isinstance(value, torch.Tensor) else value for name, value in given.items()
+    }
+    torch.testing.assert_close(packed[:, :, 6:], scan(**second, backend=backend), atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("backend", ["reference", "recurrent", "chunk", "over all"])
+def test_what_stands_in_padding_is_never_looked_at(backend):
+    decay = "none" if backend == "over all" else "token"
+    leaves, given = _inputs("elu1", decay, True, True, 12, flags=False, carried=False)
+    valid = torch.ones(BATCH, 12, dtype=torch.bool)
+    valid[0, 4:7] = False
+    valid[1] = False
+    spoilt = dict(given)
+    for name in leaves:
+        spoilt[name] = given[name].detach().clone()
+        spoilt[name][:, :, 4:7][0] = torch.nan
+        spoilt[name].requires_grad_()
+    how = {"causal": False} if backend == "over all" else {"backend": backend}
+    out = scan(**spoilt, valid=valid, **how)
+    torch.testing.assert_close(out, scan(**given, valid=valid, **how))
+    for grad in torch.autograd.grad(out.sin().sum(), [spoilt[name] for name in leaves]):
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "log_decay"])
+def test_expanded_tensors_are_as_any_other(name):
+    _, given = _inputs("elu1", "token", False, True, 40, flags=False, carried=False)
+    leaf = given[name].detach()[:, :, :1].expand_as(given[name])
+    found = []
+    for tensor in (leaf, leaf.clone()):
+        tensor.requires_grad_()
+        out = scan(**given | {name: tensor}, backend="chunk", chunk=8)
+        found.append((out, *torch.autograd.grad(out.sin().sum(), tensor)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_features_that_learn_must_be_made_outside():
+    _, given = _inputs("identity", "none", False, True, 20, flags=False, carried=False)
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def learned(x):
+        return (x * weight).exp()
+
+    with pytest.raises(ValueError, match=r"hold tensors with gradients.*set inside=False"):
+        scan(**given | {"kernel": Feature(learned, positive=True)}, backend="chunk")
+    kernel = Feature(learned, positive=True, inside=False)
+    grads = [
+        torch.autograd.grad(scan(**given | {"kernel": kernel}, backend=backend).sin().sum(), weight)[0]
+        for backend in ("reference", "chunk")
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_autocast_keeps_states_and_sums_in_float32():
+    q, k, v = torch.randn(3, 1, 2, 100, 8)
+    q.requires_grad_()
+    wanted = scan(q, k, v, backend="chunk")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, state = scan(q, k, v, backend="chunk", return_state=True)
+        out.sum().backward()
+    assert state["sum"].dtype == torch.float32 and torch.equal(out, wanted)
+
+
+def test_states_hold_no_more_memory_than_they_say():
+    q, k, v = torch.randn(3, 1, 2, 1000, 16)
+    _, state = scan(q, k, v, return_state=True, backend="chunk")
+    assert state["sum"].untyped_storage().nbytes() == state.nbytes
+
+
 def test_packed_sequences_do_not_mix():
     _, given = _inputs("elu1", "token", False, True, 20, flags=False, carried=False)
     segments = torch.tensor([[0] * 7 + [1] * 13, [4] * 20])
@@ -250,6 +332,13 @@ def test_a_gradient_of_a_gradient_is_refused():
     (grad,) = torch.autograd.grad(scan(**given, backend="chunk").sum(), given["q"], create_graph=True)
     with pytest.raises(RuntimeError, match="scan: the backend 'chunk' is differentiable once"):
         grad.sum().backward()
+    state = State(
+        {"sum": torch.randn(BATCH, HEADS, WIDTH, VALUE).double().requires_grad_()}, torch.zeros(2).long()
+    )
+    _, after = scan(**given, state=state, return_state=True, backend="chunk")
+    (grad,) = torch.autograd.grad(after["sum"].square().sum(), state["sum"], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        grad.square().sum().backward()
 
 
 def test_states_can_be_chosen_and_counted():
@@ -282,6 +371,7 @@ def test_states_can_be_chosen_and_counted():
         ({"eps": 1e-6}, "eps must be >= 0, and belongs to normalise=True without log_gate"),
         ({"causal": False, "log_decay": torch.zeros(2)}, "causal=False sums over all keys"),
         ({"causal": False, "segments": torch.zeros(2, 6, dtype=torch.int64)}, "only in backend='reference'"),
+        ({"causal": False, "reset": torch.zeros(2, 6, dtype=torch.bool)}, "only in backend='reference'"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
     ],
 )

@@ -93,10 +93,15 @@ class SelfAttention(nn.Module):
 
     def advance(self, x: Float[Tensor, "B N C"], state: State) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row, and the state: the keys and values that a later token can see."""
+        if self.pattern is None or not self.pattern.is_causal:
+            raise ValueError(
+                "SelfAttention goes on piece by piece with a causal pattern only: earlier outputs would need "
+                f"later tokens under {self.pattern}"
+            )
         before, count = int(state.position[0]), x.shape[1]
         if bool((state.position != before).any()):
             raise ValueError("all rows of a state must stand at one position to go on together")
-        span = Span(0, None, exact=False) if self.pattern is None else span_of(self.pattern, None)
+        span = span_of(self.pattern, None)
         index = _kept(before, span, x.device)
         own = Tokens(count, start=before)
         new_key, new_value = self._key_value(x, own)

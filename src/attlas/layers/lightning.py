@@ -108,8 +108,17 @@ def lightning1(
         raise ValueError(f"lightning1: tile must be at least 1 token, got {tile}")
     if log_decay.requires_grad:
         raise ValueError("lightning1 gives log_decay no gradient: detach it, or use attlas.scan")
-    if bool((log_decay > 0).any()):
-        raise ValueError(f"lightning1: log_decay must be <= 0 (-slope per head), got {log_decay.tolist()}")
+    if not bool(((log_decay <= 0) & log_decay.isfinite()).all()):
+        raise ValueError(
+            f"lightning1: log_decay must be <= 0 and finite (-slope per head), got {log_decay.tolist()}"
+        )
+    wanted = (query.shape[0], len(log_decay), query.shape[2])
+    for name, part in (("query", query), ("key", key), ("value", value)):
+        if part.shape[:3] != wanted or (name == "key" and part.shape[3] != query.shape[3]):
+            raise ValueError(
+                f"lightning1: {name} must be (batch, heads, tokens, width) = {(*wanted, '..')} with one "
+                f"decay a head and keys as wide as queries, got {tuple(part.shape)}"
+            )
     found: Tensor = _Tiles.apply(query, key, value, log_decay, tile)
     return found
 

@@ -57,7 +57,11 @@ class ShortConv(nn.Module):
 
         Padding stands at the end or at the start of a row: in between, neighbours would stay apart.
         """
+        if not x.numel():
+            return x, state
         seen = x.shape[1] if valid is None else valid.sum(1)
+        if valid is not None and bool((~valid[:, 0] & (state.position > 0)).any()):
+            raise ValueError("padding may not stand between tokens: valid begins with False after a token")
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)
         joined = torch.cat([state["past"].to(x.dtype), x], 1)
@@ -72,7 +76,7 @@ class ShortConv(nn.Module):
     def _last(self, joined: Tensor, valid: Tensor | None) -> Tensor:
         """The last taps - 1 inputs up to the last valid one of every row."""
         if valid is None:
-            return joined[:, joined.shape[1] - self.taps + 1 :]
+            return joined[:, joined.shape[1] - self.taps + 1 :].clone()
         count = valid.shape[1]
         last = (valid * torch.arange(1, count + 1, device=valid.device)).amax(1)
         index = last[:, None] + torch.arange(self.taps - 1, device=valid.device)

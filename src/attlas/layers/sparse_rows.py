@@ -5,7 +5,7 @@ Legend: B batch, H heads, N tokens, T tokens so far, K rows attended, D head wid
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -158,6 +158,10 @@ class SparseHybrid(nn.Module):
         query, key, value = self._project(x)
         return self._mix(x, query, key, value, valid, past=0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no penalty: that of the last call hangs on the graph of its gradients."""
+        return self.__dict__ | {"auxiliary": torch.zeros(())}
+
     def start(self, batch: int) -> State:
         """No keys and values yet."""
         if self.threshold is None or not self.choice.causal or not self.causal:
@@ -198,7 +202,8 @@ class SparseHybrid(nn.Module):
             return x
         index = chosen[:, None, :, None].expand(-1, self.heads, -1, query.shape[-1])
         found = self._attend(query.gather(2, index), key, value, past + chosen, keys)
-        return x.scatter_add(1, chosen[..., None].expand(-1, -1, x.shape[2]), weight[..., None] * found)
+        added = (weight[..., None] * found).to(x.dtype)
+        return x.scatter_add(1, chosen[..., None].expand(-1, -1, x.shape[2]), added)
 
     def _chosen(self, share: Tensor, valid: Tensor | None) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
         """f and place of the rows to attend; f is 0 for those that fill up a shorter choice."""

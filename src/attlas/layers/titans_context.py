@@ -43,7 +43,9 @@ class Gate(nn.Module):
 
     def forward(self, a: Float[Tensor, "B N C"], b: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """Elementwise."""
-        return functional.silu(self.first(a)) * functional.silu(self.second(b))
+        # Under autocast the inputs are narrower than the norms' vectors.
+        kind = self.first.weight.dtype
+        return functional.silu(self.first(a.to(kind))) * functional.silu(self.second(b.to(kind)))
 
 
 class MemoryAsContext(nn.Module):
@@ -132,12 +134,13 @@ class MemoryAsContext(nn.Module):
             for column, part in zip(COLUMNS, pair, strict=True)
         }
         lasting = self._key_value(self.persistent.expand(len(x), -1, -1), first)
+        query = self._placed(self._by_head(self.query(x)), own_at[place:])
         key, value = (
-            torch.cat([part, seen[f"context {column}"], seen[f"own {column}"]], 2)
+            torch.cat([part, seen[f"context {column}"], seen[f"own {column}"]], 2).to(query.dtype)
             for column, part in zip(COLUMNS, lasting, strict=True)
         )
         y = attend(
-            self._placed(self._by_head(self.query(x)), own_at[place:]), key, value, pattern=causal(),
+            query, key, value, pattern=causal(),
             q_at=Tokens.at(own_at[place:]), k_at=Tokens.at(torch.cat([first, context_at, own_at])),
         )  # fmt: skip
         y = self.out(y.transpose(1, 2).flatten(2))

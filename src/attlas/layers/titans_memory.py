@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from attlas.layers.short_conv import ShortConv
 from attlas.scan import MemoryRule, State, memory, recall, start_memory
+from attlas.scan.state import wide
 
 __all__ = ["LongTermMemory", "at_front", "back_in_place"]
 
@@ -92,7 +93,7 @@ class LongTermMemory(nn.Module):
 
     def start(self, batch: int) -> State:
         """The learned initial memory, and nothing before the first token."""
-        fresh = start_memory(self.rule, batch, chunk=self.chunk, dtype=self.initial[0].dtype)
+        fresh = start_memory(self.rule, batch, chunk=self.chunk, dtype=wide(self.initial[0].dtype))
         convs = {name: conv.start(batch) for name, conv in self._convs().items()}
         return State({"memory": fresh, **convs}, fresh.position)
 
@@ -128,7 +129,7 @@ class LongTermMemory(nn.Module):
 
     def _finish(self, reads: Tensor, x: Tensor) -> Tensor:
         """Normalisation and linear gate before the output projection."""
-        normal = self.norm(reads).transpose(1, 2).flatten(2)
+        normal = self.norm(reads.to(self.norm.weight.dtype)).transpose(1, 2).flatten(2)
         out: Tensor = self.out(normal * functional.silu(self.gate(x)))
         return out
 

@@ -1,6 +1,7 @@
 """A network whose later layers read, besides their own inputs, hidden states kept from earlier segments."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -85,6 +86,10 @@ class ReweavingNet(RecallNet):
             found = self.reweaving.reconstruction(latents)
             self._missed = (normal(found) - normal(x.detach())).square().mean()
         return self.norm(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no reconstruction loss: that of the last call hangs on the graph of its gradients."""
+        return self.__dict__ | {"_missed": torch.zeros(())}
 
     def auxiliary(self) -> Tensor:
         """mu times the reconstruction loss of the last call in training mode, and what mixers add."""

@@ -76,7 +76,7 @@ def group_step(group: Group) -> tuple[Tensor, Tensor, Tensor]:
     if entering is not None:
         outer = outer * entering[..., None].to(dtype)
     last = group.scale if logs.scales is None else logs.scales[..., -1]
-    return pairs @ group.value + outer, states[:, :, -1], last
+    return pairs @ group.value + outer, states[:, :, -1].clone(), last
 
 
 def _features(group: Group, x: Tensor) -> Tensor:

@@ -70,15 +70,22 @@ def scan(
     """
     kernel = Identity() if kernel is None else kernel
     _check(log_decay, log_gate, normalise, eps, causal, state, return_state, return_weights, chunk, backend)
-    if not causal and segments is not None and backend != "reference":
+    if not causal and not (segments is None and reset is None) and backend != "reference":
         raise ValueError(
-            "scan: causal=False with segments is only in backend='reference'; give every segment a row of "
-            "its own and mark its padding with valid"
+            "scan: causal=False with segments or reset is only in backend='reference'; give every segment a "
+            "row of its own and mark its padding with valid"
         )
-    terms = terms_of(
-        q, k, v, log_decay=log_decay, log_gate=log_gate, kernel=kernel, normalise=normalise, eps=eps,
-        segments=segments, valid=valid, reset=reset, state=state,
-    )  # fmt: skip
+    with torch.autocast(v.device.type, enabled=False):  # sums and states stay float32
+        terms = terms_of(
+            q, k, v, log_decay=log_decay, log_gate=log_gate, kernel=kernel, normalise=normalise, eps=eps,
+            segments=segments, valid=valid, reset=reset, state=state,
+        )  # fmt: skip
+        return _answered(terms, causal, backend, chunk, return_state, return_weights)
+
+
+def _answered(
+    terms: Terms, causal: bool, backend: str, chunk: int | None, return_state: bool, return_weights: bool
+) -> Answer:
     if not causal:
         out, weights = _over_all(terms, dense=backend == "reference")
         return (out, weights) if return_weights and weights is not None else out
@@ -146,10 +153,12 @@ def _summed(terms: Terms, gate: Tensor | None, key: Tensor, value: Tensor, start
     part = slice(start, start + PIECE)
     features = terms.kernel.features(key[:, :, part].to(terms.sums.dtype), terms.positions[:, part])
     columns = terms.columns(value[:, :, part])
+    live = None if terms.live is None else terms.live[:, :, part, None]
     if gate is not None:
-        columns = columns * gate[:, :, part, None].exp()
-    if terms.live is not None:
-        columns = columns.masked_fill(~terms.live[:, :, part, None], 0.0)
+        weight = gate[:, :, part, None]
+        columns = columns * (weight if live is None else weight.masked_fill(~live, -torch.inf)).exp()
+    elif live is not None:
+        columns = columns.masked_fill(~live, 0.0)
     return features.transpose(-1, -2) @ columns
 
 

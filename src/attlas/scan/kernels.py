@@ -66,11 +66,14 @@ class Identity:
 
 @dataclass(frozen=True)
 class Feature:
-    """kappa = fn(q) . fn(k) for an elementwise `fn`; `positive` where fn >= 0."""
+    """kappa = fn(q) . fn(k) for an elementwise `fn`; `positive` where fn >= 0.
+
+    inside=False where fn holds tensors that learn.
+    """
 
     fn: Callable[[Tensor], Tensor]
     positive: bool
-    inside = True
+    inside: bool = True
 
     def features(self, x: Tensor, positions: Tensor) -> Tensor:
         """fn of every number."""

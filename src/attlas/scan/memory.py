@@ -54,7 +54,8 @@ def memory(
         rule: the memory's shape, initial weights and inner loss.
         alpha, eta, theta: decay and momentum in [0, 1], step size >= 0, numbers or per token. eta = alpha
             = 0 is TTT; with a linear memory, chunk = 1 and theta = beta / 2 it is the delta rule. For keys of
-            length 1 and eta = 0 a linear memory is stable for theta <= 1 / chunk.
+            length 1 and eta = 0 a linear memory is stable for theta <= 1 / chunk; above, it may
+            grow without bound.
         commit: weight of the momentum in the weights; 0 but at the last token of a chunk, with eta = 1 after
             its first, is one update per chunk by the summed gradient.
         valid: False is the identity: nothing is written, decays or moves on, and out is 0.
@@ -69,10 +70,24 @@ def memory(
     ValueError: shapes that do not fit, a chunk below 1, a state of another rule. Source: arXiv 2501.00663.
     """
     _check(rule, q, k, v, chunk, valid)
+    with torch.autocast(q.device.type, enabled=False):  # what learns stays float32
+        return _learnt(rule, (q, k, v), (alpha, eta, theta, commit), chunk, valid, state, return_state)
+
+
+def _learnt(
+    rule: MemoryRule,
+    streams_given: tuple[Tensor, Tensor, Tensor],
+    factors_given: tuple[Tensor | float, ...],
+    chunk: int,
+    valid: Tensor | None,
+    state: State | None,
+    return_state: bool,
+) -> Tensor | tuple[Tensor, State]:
+    q, k, v = streams_given
     kept, given = wide(q.dtype), v.dtype
     state = start_memory(rule, len(q), chunk=chunk, dtype=kept) if state is None else state
     fast = _fast(rule, state, len(q), chunk)
-    factors = {"alpha": alpha, "eta": eta, "theta": theta, "commit": commit}
+    factors = dict(zip(("alpha", "eta", "theta", "commit"), factors_given, strict=True))
     streams = [x.to(kept) for x in (q, k, v)]
     steps = Steps(*(_per_token(name, x, streams[0]) for name, x in factors.items()))
     if valid is not None:

@@ -72,7 +72,8 @@ def selective_scan(
             f"selective_scan with backend={form!r} has no forward-mode derivative; use backend='recurrent' "
             "for products with a Jacobian"
         )
-    out, last = run(inputs, rates, rate, write, read, reset, start, form)
+    with torch.autocast(u.device.type, enabled=False):  # the state stays float32
+        out, last = run(inputs, rates, rate, write, read, reset, start, form)
     if D is not None:
         out = torch.addcmul(out, inputs, D.to(wide))
     if z is not None:

@@ -21,9 +21,22 @@ NAMES = ("query", "key", "value", "decay", "gate", "sums")
 
 def sweep(terms: Terms, chunk: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (B, H, n, V), the sums after the last token, their log-scale."""
+    _check_features(terms)
     tensors = [getattr(terms, name) for name in NAMES]
     found: tuple[Tensor, Tensor, Tensor] = _Sweep.apply(terms, _pieces(terms, chunk), *tensors)
     return found
+
+
+def _check_features(terms: Terms) -> None:
+    """Features with gradients of their own would lose them in the sweep."""
+    if not torch.is_grad_enabled():
+        return
+    found = terms.kernel.features(terms.query[:, :, :1].detach(), terms.positions[:, :1])
+    if found.requires_grad:
+        raise ValueError(
+            "scan: the kernel's features hold tensors with gradients, which a sweep by chunks would not give "
+            "them: set inside=False (Feature(fn, positive, inside=False)), and they are made before it"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,18 @@ class _Piece:
     stop: int
     chunk: int
 
-    def of(self, tensor: Tensor, axis: int = 2) -> Tensor:
+    def of(self, tensor: Tensor, *, constant: bool = False) -> Tensor:
         """The piece of a tensor, (.., C, c, ..); of one that is constant along the tokens, one chunk."""
-        if tensor.stride(axis) == 0 and tensor.shape[axis] > 1:
-            return tensor.narrow(axis, 0, self.chunk).unflatten(axis, (1, self.chunk))
-        part = tensor.narrow(axis, self.start, self.stop - self.start)
-        return part.unflatten(axis, (-1, self.chunk))
+        if constant:
+            return tensor.narrow(2, 0, self.chunk).unflatten(2, (1, self.chunk))
+        return tensor.narrow(2, self.start, self.stop - self.start).unflatten(2, (-1, self.chunk))
+
+    def parts(self, terms: Terms, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The pieces of query, key, value, decay and gate."""
+        return [
+            None if tensor is None else self.of(tensor, constant=name == "decay" and terms.constant)
+            for name, tensor in zip(NAMES, tensors, strict=False)
+        ]
 
     def add(self, target: Tensor, part: Tensor) -> None:
         """Add a gradient of what `of` gave to the gradient of the whole, whatever its memory."""
@@ -54,7 +73,7 @@ def _pieces(terms: Terms, chunk: int | None) -> list[_Piece]:
     chunk = min(length, chunk or (CHANNEL_CHUNK if terms.channels else CHUNK))
     batch, heads, features, columns = terms.sums.shape
     numbers = batch * heads * max(chunk * (terms.query.shape[-1] if terms.channels else 1), features, columns)
-    size = max(1, min(64, GROUP // (numbers * chunk))) * chunk
+    size = max(1, min(64, GROUP // max(1, numbers * chunk))) * chunk
     whole = length - length % chunk
     pieces = [_Piece(start, min(start + size, whole), chunk) for start in range(0, whole, size)]
     if whole < length:
@@ -92,13 +111,13 @@ class _Sweep(torch.autograd.Function):
         for piece in pieces:
             states.append(sums)
             scales.append(scale)
-            parts = [None if tensor is None else piece.of(tensor) for tensor in moving]
-            part, sums, scale = _step(terms, piece, [*parts, sums], scale)
+            part, sums, scale = _step(terms, piece, [*piece.parts(terms, moving), sums], scale)
             out[:, :, piece.start : piece.stop] = part
         ctx.save_for_backward(*moving, *states)
         ctx.terms, ctx.pieces, ctx.scales, ctx.count = terms, pieces, scales, len(moving)
+        scale = scale.clone()
         ctx.mark_non_differentiable(scale)
-        return out, sums.clone() if sums is terms.sums else sums, scale.clone()
+        return out, sums.clone() if sums is terms.sums else sums, scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -120,7 +139,9 @@ class _Sweep(torch.autograd.Function):
         found = [*totals, grad_sums if wanted[-1] else None]
         if again:
             found = once(
-                found, (*(t for t in moving if t is not None), grad_out), "scan: the backend 'chunk'"
+                found,
+                (*(t for t in moving if t is not None), states[0], grad_out, grad_sums),
+                "scan: the backend 'chunk'",
             )
         return None, None, *found
 
@@ -137,11 +158,11 @@ def _step_back(
 ) -> Tensor:
     """Add a piece's gradients to `totals`; the gradient of the sums before it."""
     leaves: list[Tensor | None] = [
-        None if tensor is None else piece.of(tensor).detach().requires_grad_(total is not None)
-        for tensor, total in zip(moving, totals, strict=True)
+        None if part is None else part.detach().requires_grad_(total is not None)
+        for part, total in zip(piece.parts(terms, moving), totals, strict=True)
     ]
     before = sums.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(sums.device.type, enabled=False):
         out, after, _ = _step(terms, piece, [*leaves, before], scale)
     asked = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
     found = torch.autograd.grad((out, after), (*asked, before), (grad_out, grad_sums), allow_unused=True)

@@ -25,7 +25,8 @@ class Terms:
 
     decay: None, (B or 1, H, n), or (B, H, n, D) where `channels`; gate: None or (B, H, n); live: whether a
     key counts, bool (B, H or 1, n) or None; fresh: whether the state is emptied before a step, likewise;
-    shown: whether a row has an output, bool (B, n) or None; positions (B, n).
+    shown: whether a row has an output, bool (B, n) or None; positions (B, n); constant: the decay is the same
+    for all tokens.
     sums (B, H, F, E + 1 where `normalise`): the state; scale (B, H): log of the factor that it lacks.
     """
 
@@ -43,6 +44,7 @@ class Terms:
     kernel: Kernel
     normalise: bool
     eps: float
+    constant: bool = False
 
     @property
     def channels(self) -> bool:
@@ -104,7 +106,13 @@ def terms_of(
     fresh = None if reset is None else reset[:, None]
     if segments is not None:
         fresh = _joined(fresh, _changes(segments, batch, length)[:, None])
+    if valid is not None:  # what stands in padding, NaN too, is never looked at
+        query, key, value = (x.masked_fill(~valid[:, None, :, None], 0.0) for x in (query, key, value))
+        log_decay, log_gate = _idle(log_decay, valid), _idle(log_gate, valid)
+    decay_by_token = log_decay is not None and log_decay.dim() > 1
     decay, lost = _decay(log_decay, batch, heads, length, query.shape[-1], kernel, dtype)
+    if lost is not None and valid is not None:
+        lost = lost & valid[:, None]
     fresh = _joined(fresh, lost)
     gate = _gate(log_gate, batch, heads, length, dtype)
     live = None if gate is None else gate > -torch.inf
@@ -117,15 +125,16 @@ def terms_of(
         positions = start[:, None] + valid.long().cumsum(1) - 1
         shown = valid[:, None]
         live = shown if live is None else live & shown
-        fresh = None if fresh is None else fresh & shown
-        if decay is not None:
-            decay = decay.masked_fill(~(shown[..., None] if decay.dim() == 4 else shown), 0.0)
+        if decay is not None and not decay_by_token:
+            decay = decay.masked_fill(~shown, 0.0)
     if not kernel.inside:
         query, key = kernel.features(query, positions), kernel.features(key, positions)
         kernel = Identity()
     sums, scale = _state(state, batch, heads, kernel.width(query.shape[-1]), value, normalise, gate)
+    constant = decay is not None and not decay_by_token and valid is None
     return Terms(
-        query, key, value, decay, gate, live, fresh, valid, positions, sums, scale, kernel, normalise, eps
+        query, key, value, decay, gate, live, fresh, valid, positions, sums, scale, kernel, normalise, eps,
+        constant,
     )  # fmt: skip
 
 
@@ -159,6 +168,13 @@ def _changes(segments: Tensor, batch: int, length: int) -> Tensor:
     changed = torch.zeros(batch, length, dtype=torch.bool, device=segments.device)
     changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return changed
+
+
+def _idle(logs: Tensor | None, valid: Tensor) -> Tensor | None:
+    """Logs (B, H, n, ...) with 0 at steps that change nothing; others as they are."""
+    if logs is None or logs.dim() < 3 or logs.shape[0] != len(valid) or logs.shape[2] != valid.shape[1]:
+        return logs
+    return logs.masked_fill(~(valid[:, None] if logs.dim() == 3 else valid[:, None, :, None]), 0.0)
 
 
 def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:

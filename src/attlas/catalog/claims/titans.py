@@ -237,8 +237,8 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 CLAIM = Claim(
     says=(
-        "A memory that learns at test time by gradient, with momentum and decay, manages what it keeps "
-        "better than additive linear memories, and deeper memories store what shallow ones cannot."
+        "A memory that learns at test time by gradient manages what it keeps better than additive linear "
+        "memories, and deeper memories store what shallow ones cannot."
     ),
     rule=(
         "Means over the seeds, no outer training. Keys that are bound again: the gradient rule reads the "
