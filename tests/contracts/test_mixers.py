@@ -4,12 +4,43 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
-from attlas.layers import MIXERS, MixerEntry, Setting, check_mixer
+from attlas.layers import MIXERS, MixerEntry, Setting, check_mixer, mixer_entry
 from attlas.layers.contract import CHECKS
 from attlas.layers.mixers import FORMS
-from attlas.scan.state import State
+from contracts.wrong_mixers import (
+    Broken,
+    ChangesItsState,
+    CountsPadding,
+    CountsQueries,
+    DropsInTraining,
+    EvenOnly,
+    ForgetsBeyondWindows,
+    ForgetsItsState,
+    ForgetsTheSum,
+    IgnoresTheContext,
+    IgnoresTheQuery,
+    Largest,
+    Leaks,
+    LeaksBeyondChunks,
+    LeaksBeyondWindows,
+    LeaksInTraining,
+    LeaksLength,
+    MixesNothing,
+    MixesTheBatch,
+    NoGradient,
+    NoGradientOfChunks,
+    NoNumber,
+    OneStateForAll,
+    OnlyLater,
+    Random,
+    ReadsPadding,
+    Right,
+    SeesFour,
+    SeesHalfTheContext,
+    Shortens,
+    StartsBehindPadding,
+)
 
 # Of every row weights sum to 1: equal tokens give equal outputs.
 NORMALISED = {"abc", "aaren", "softmax", "window", "combiner_fixed", "combiner_logsparse"}
@@ -58,160 +89,64 @@ def test_a_form_that_is_not_there_is_refused_with_the_reason(name):
             entry.build(setting)
 
 
-class Wrong(nn.Module):
-    """Running means of a linear map, spoilt in one way each."""
-
-    def __init__(self, setting):
-        super().__init__()
-        self.map = nn.Linear(setting.width, setting.width)
-        self.cross = setting.cross
-
-    def mean(self, x, valid):
-        count = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
-        return x.cumsum(1) / count
-
-    def forward(self, x, context=None, *, valid=None):
-        if self.cross:
-            return x * self.map(context).mean(1, keepdim=True)
-        return self.mean(self.map(x), valid)
-
-    def start(self, batch):
-        nothing = self.map.weight.new_zeros(batch, self.map.out_features)
-        return State({"sum": nothing}, torch.zeros(batch, dtype=torch.int64))
-
-    def advance(self, x, state):
-        total = self.map(x).cumsum(1) + state["sum"][:, None]
-        count = state.position[:, None] + torch.arange(1, x.shape[1] + 1)
-        after = State({"sum": total[:, -1]}, state.position + x.shape[1])
-        return total / count[..., None], after
-
-
-class Right(Wrong):
-    """The same, not spoilt: what is found in the others is their own."""
-
-
-class Leaks(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x, valid) + 1e-4 * x.flip(1).cumsum(1).flip(1)
-
-
-class LeaksLength(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x, valid) * (1 + x.shape[1])
-
-
-class ForgetsTheSum(Wrong):
-    """Every token divides by the count, and only its own is there: CAB's causal ABC."""
-
-    def mean(self, x, valid):
-        return x / torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
-
-
-class MixesTheBatch(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x, valid) - 0.01 * x.mean(0)
-
-
-class ReadsPadding(Wrong):
-    def mean(self, x, valid):
-        mean = super().mean(x, valid)
-        return mean if valid is None else mean * valid[..., None]
-
-
-class CountsPadding(Wrong):
-    """Content of padding is left out, but it stays in the mean's count."""
-
-    def mean(self, x, valid):
-        return (x if valid is None else x * valid[..., None]).mean(1, keepdim=True).expand_as(x)
-
-
-class ForgetsItsState(Wrong):
-    def advance(self, x, state):
-        return super().advance(x, self.start(len(x)))
-
-
-class ChangesItsState(Wrong):
-    def advance(self, x, state):
-        out, after = super().advance(x, state)
-        state["sum"].add_(1.0)
-        return out, after
-
-
-class OneStateForAll(Wrong):
-    """A state of the first row serves the whole batch."""
-
-    def advance(self, x, state):
-        return super().advance(x, State({"sum": state["sum"][:1].expand_as(state["sum"])}, state.position))
-
-
-class EvenOnly(Wrong):
-    def mean(self, x, valid):
-        return x.unflatten(1, (-1, 2)).flatten(1, 2)
-
-
-class Shortens(Wrong):
-    def mean(self, x, valid):
-        return x[:, : x.shape[1] // 2 * 2]
-
-
-class NoNumber(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x, valid) / (x.shape[1] - 1)
-
-
-class Random(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x, valid) + torch.rand(())
-
-
-class NoGradient(Wrong):
-    def mean(self, x, valid):
-        return super().mean(x + x.detach(), valid)
-
-
-class CountsQueries(Wrong):
-    def forward(self, x, context=None, *, valid=None):
-        return x.cumsum(1).flip(1).cumsum(1) * context.mean(1, keepdim=True)
-
-
-class Broken(Wrong):
-    def __init__(self, setting):
-        raise RuntimeError("no weights for this one")
-
-
-def found_in(
-    kind, form="CS", *, padding=False, stateful=False, permutes=False, normalised=False, checks=None
-):
-    entry = MixerEntry(
-        kind.__name__,
-        kind,
-        frozenset({form}),
-        stateful,
-        padding,
-        permutes=permutes,
-        why_not="made for a test",
-    )
+def found_in(kind, form="CS", *, normalised=False, checks=None, **declared):
+    entry = MixerEntry(kind.__name__, kind, frozenset({form}), why_not="made for a test", **declared)
     return check_mixer(entry, normalised=normalised, checks=checks)
 
 
 def test_what_is_right_has_no_findings():
     assert not found_in(Right, stateful=True, normalised=True)
-    assert not found_in(Right, "NC", normalised=False) and not found_in(Right, "CC")
+    assert not found_in(Right, "NC") and not found_in(Right, "CC")
+    assert not found_in(SeesFour, local=True) and not found_in(Largest, differentiable="almost")
+
+
+def test_training_mode_is_left_out_where_chance_or_the_entry_says_so():
+    assert not found_in(DropsInTraining, checks=("future", "batch"))
+    assert found_in(LeaksInTraining, checks=("batch",)) and not found_in(
+        LeaksInTraining, checks=("batch",), shares=True
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "check", "text"),
     [
-        (Leaks, {}, "future", "the output of the first 1 tokens changes with the 12 after them"),
-        (LeaksLength, {}, "future", "the first 1 tokens alone give another output than before 12 more"),
+        (Leaks, {}, "future", "the output of the first 1 tokens changes with the 36 after them"),
+        (LeaksBeyondWindows, {}, "future", "the output of the first 1 tokens changes with the 36 after"),
+        (LeaksBeyondChunks, {}, "future", "the output of the first 16 tokens changes with the 115 after"),
+        (
+            LeaksBeyondChunks,
+            {},
+            "future",
+            "the first 17 tokens alone give another output than before 114",
+        ),
+        (LeaksInTraining, {}, "future", ".* the 36 after them in training mode"),
+        (LeaksInTraining, {"shares": True}, "future", ".* the 36 after them in training mode"),
+        (LeaksInTraining, {}, "batch", "row 0 differs from the same row alone in training mode"),
+        (MixesNothing, {}, "reach", "the last output does not depend on the first token"),
+        (MixesNothing, {"local": True}, "reach", "the last output does not depend on any earlier token"),
+        (MixesNothing, {"form": "NS"}, "reach", "the first output does not depend on the last token"),
+        (SeesFour, {}, "reach", "the last output does not depend on the first token"),
+        (Right, {"form": "NS"}, "reach", "the first output does not depend on the last token"),
+        (OnlyLater, {"form": "NS"}, "reach", "the last output does not depend on the first token"),
+        (IgnoresTheContext, {"form": "NC"}, "reach", "no output depends on the first token of the context"),
+        (SeesHalfTheContext, {"form": "CC"}, "reach", "no output depends on the last token of the context"),
+        (IgnoresTheQuery, {"form": "NC"}, "reach", "the last output does not depend on its query"),
+        (LeaksLength, {}, "future", "the first 1 tokens alone give another output than before 36 more"),
         (CountsQueries, {"form": "CC"}, "future", "the output of the first 1 tokens changes"),
         (ForgetsTheSum, {"normalised": True}, "constant", "equal tokens do not give equal outputs"),
         (ForgetsTheSum, {"stateful": True}, "incremental", "pieces of 1 tokens differ from all at once"),
         (MixesTheBatch, {}, "batch", "row 0 differs from the same row alone"),
         (ReadsPadding, {"padding": True}, "padding", "what stands in padding in front changes the output"),
-        (CountsPadding, {"padding": True, "form": "NS"}, "padding", "padding behind the end differs from"),
+        (
+            CountsPadding,
+            {"padding": True, "form": "NS"},
+            "padding",
+            "padding behind differs from cutting",
+        ),
+        (StartsBehindPadding, {"padding": True}, "padding", "padding in front differs from cutting it off"),
         (ForgetsItsState, {"stateful": True}, "incremental", "pieces of 3 tokens differ from all at once"),
-        (ForgetsItsState, {"stateful": True}, "incremental", r"the state stands at \[1, 1\] after 13 tokens"),
+        (ForgetsItsState, {"stateful": True}, "incremental", r"the state stands at \[1, 1\] after 37 tokens"),
+        (ForgetsBeyondWindows, {"stateful": True}, "incremental", "pieces of 19 tokens differ from all at"),
         (ChangesItsState, {"stateful": True}, "incremental", "going on twice from one state differs"),
         (
             OneStateForAll,
@@ -224,6 +159,8 @@ def test_what_is_right_has_no_findings():
         (NoNumber, {}, "shape", "1 tokens: the output is not finite"),
         (Random, {}, "repeats", "a second run gives another output"),
         (NoGradient, {}, "gradient", "GradcheckError: .*"),
+        (NoGradientOfChunks, {}, "gradient", "GradcheckError: .*"),
+        (Largest, {}, "gradient", "where all tokens are equal: GradcheckError: .*"),
         (Right, {"form": "NS", "permutes": True}, "permutes", "permuted tokens do not give the permuted"),
         (Broken, {}, "made", "RuntimeError: no weights for this one"),
     ],
@@ -246,6 +183,16 @@ def test_a_missing_form_needs_a_reason():
     (finding,) = check_mixer(entry, checks=("shape",))
     assert str(finding) == "NS, NC, CC forms: missing, and why_not does not say why"
     assert not check_mixer(dataclasses.replace(entry, why_not="so"), checks=("shape",))
+
+
+def test_a_class_without_an_entry_is_checked_for_what_it_is_taken_for():
+    entry = mixer_entry("contracts.wrong_mixers:OfTheUser")
+    assert entry.stateful and entry.local and entry.differentiable == "almost"
+    assert not check_mixer(entry)
+    with pytest.raises(ValueError, match="no NS form, only CS .a class without an entry is taken to be"):
+        entry.build(Setting(8, 2, causal=False))
+    (finding,) = check_mixer(mixer_entry("contracts.wrong_mixers:OfTheUserAlone"))
+    assert str(finding).startswith("CS reach: the last output does not depend on any earlier token")
 
 
 def test_checks_draw_nothing_from_the_callers_generator():

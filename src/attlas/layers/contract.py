@@ -39,15 +39,18 @@ def check_mixer(
     normalised: bool = False,
     checks: tuple[str, ...] | None = None,
 ) -> list[Finding]:
-    """Make the mixer small, in float64 and evaluation mode, and check what its entry declares.
+    """Make the mixer small, in float64, and check what its entry declares.
+
+    In evaluation mode; that no output sees the future or other rows, also in training mode where two runs are
+    alike (no dropout).
 
     forms: which of its forms; all by default. checks: which of CHECKS; all that apply by default.
     grid: of image tokens, for noncausal mixers that need one (then `length` is its size).
     normalised: also that weights sum to 1, so that equal keys and values give equal outputs; no entry says so
     of itself.
 
-    Returns findings, none if all is kept; an error that the mixer raises is a finding. Cost: about 100
-    forward passes per form, a second or two. ValueError: an unknown form or check.
+    Returns findings, none if all is kept; an error that the mixer raises is a finding. Cost: about 150
+    forward passes per form, up to three seconds. ValueError: an unknown form or check.
     """
     for name, given, known in (("forms", forms, FORMS), ("checks", checks, tuple(CHECKS))):
         wrong = sorted(set(given or ()) - set(known))

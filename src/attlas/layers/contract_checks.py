@@ -43,7 +43,7 @@ def _future(probe: Probe) -> Iterator[str]:
     if not probe.setting.causal:
         return
     count = probe.length
-    yield from _foreseen(probe, range(1, count), (1, 2, 9, 16, 17, count // 2, count - 1))
+    yield from _foreseen(probe, (*range(1, count, 3), 8, 16, 32, count - 1), (1, 2, 9, 17, count - 1))
     if count < LONG:
         yield from _foreseen(probe.longer(LONG), (16, 64, 65, LONG - 1), (17, 64, LONG - 1))
     if trained := probe.in_training():
@@ -55,17 +55,15 @@ def _foreseen(probe: Probe, cuts: Iterable[int], alone: Iterable[int]) -> Iterat
     x, *context = probe.inputs(2)
     length = x.shape[1]
     whole = probe.run(x, *context)
-    for count in cuts:
+    for count in sorted(cut for cut in cuts if 0 < cut < length):
         other = torch.cat([x[:, :count], 3 * probe.random(*x[:, count:].shape)], 1)
         text = f"the output of the first {count} tokens changes with the {length - count} after them"
         if told := differs(probe.run(other, *context)[:, :count], whole[:, :count], text + probe.mode):
             yield from told
             break
-    for count in alone:
+    for count in sorted(cut for cut in alone if 0 < cut < length):
         text = f"the first {count} tokens alone give another output than before {length - count} more"
-        if 0 < count < length and (
-            told := differs(probe.run(x[:, :count], *context), whole[:, :count], text + probe.mode)
-        ):
+        if told := differs(probe.run(x[:, :count], *context), whole[:, :count], text + probe.mode):
             yield from told
             break
 
@@ -93,6 +91,7 @@ def _reach(probe: Probe) -> Iterator[str]:
     whole = probe.run(*given)
     last, end = given[0].shape[1] - 1, given[-1].shape[1] - 1
     every = slice(None)
+    asked: list[tuple[int | slice, int, int | slice, str]]
     if probe.setting.cross:
         asked = [(every, 1, 0, "no output depends on the first token of the context")]
         asked += [(every, 1, end, "no output depends on the last token of the context")]
@@ -171,8 +170,8 @@ def _incremental(probe: Probe) -> Iterator[str]:
 def _gradient(probe: Probe) -> Iterator[str]:
     """Gradients of inputs and weights are those of finite differences, and everywhere where so declared.
 
-    "almost": at random inputs alone, which are next to no kink or tie. "everywhere": also where all tokens are
-    equal, which is where the largest token, the first few and the like have no gradient.
+    "almost": at random inputs alone, which are next to no kink or tie. "everywhere": also where all tokens
+    are equal, which is where the largest token, the first few and the like have no gradient.
     """
     given = probe.inputs(2, None if probe.setting.grid else SOME)
     points = {"": given}

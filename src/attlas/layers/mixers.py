@@ -45,11 +45,11 @@ class MixerEntry:
     """A mixer and what it promises; `make(setting)` builds the module for one of `forms`.
 
     stateful: its "CS" form has start and advance. padding: takes `valid`, and what stands in padding changes
-    nothing. differentiable: "almost" where a choice (top-k, argmax) or a kink (relu) has no gradient; gradients
-    are checked at random inputs, and "everywhere" also where all tokens are equal. permutes: the "NS" form
-    commutes with permutations of the tokens. local: the "CS" form sees a few tokens back alone, as windows and
-    short convolutions do. shares: in training mode rows of a batch share a choice or a statistic. why_not: why
-    a form is missing, in a sentence.
+    nothing. differentiable: "almost" where a choice (top-k, argmax) or a kink (relu) has no gradient;
+    gradients are checked at random inputs, and "everywhere" also where all tokens are equal. permutes: the
+    "NS" form commutes with permutations of the tokens. local: the "CS" form sees a few tokens back alone, as
+    windows and short convolutions do. shares: in training mode rows of a batch share a choice or a statistic.
+    why_not: why a form is missing, in a sentence.
     """
 
     name: str
