@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,13 +17,27 @@ from attlas.inspect import (
     from_scan,
     inspect_dsf,
     jacobian_kernel,
+    realisations,
     realises,
     state_size,
 )
 from attlas.inspect.from_mixer import _MAKERS
-from attlas.layers import MIXERS, LinearAttention, Mamba, SelfAttention, Setting, mixer_entry
+from attlas.layers import (
+    MIXERS,
+    ABCAttention,
+    BaseConv,
+    CosformerAttention,
+    LightningAttention,
+    LinearAttention,
+    Mamba,
+    SelfAttention,
+    Setting,
+    ShortConv,
+    TransNormerMixer,
+    mixer_entry,
+)
 from attlas.pattern import causal
-from attlas.scan import Identity, Taylor, elu1, scan
+from attlas.scan import Identity, State, Taylor, elu1, scan
 
 n, C, H = 10, 8, 2
 
@@ -41,12 +56,12 @@ def draw(generator):
 
 def realised(name):
     torch.manual_seed(3)
-    return mixer_entry(name).build(Setting(C, H)).double()
+    return mixer_entry(name).build(Setting(C, H, length=2 * n)).double()
 
 
 KNOWN = (
     *("softmax", "window", "linear", "based_linear", "normalised_linear", "aaren", "mamba", "qlstm"),
-    "qlstm_reversed",
+    *("qlstm_reversed", "lightning", "transnormer", "cosformer", "abc", "base_conv", "base_conv_long"),
 )
 
 
@@ -108,7 +123,7 @@ def test_a_class_of_yours_can_be_registered(draw):
         pass
 
     with pytest.raises(
-        TypeError, match="the system of Halved is not written down; known: Aaren, LinearAttention"
+        TypeError, match="the system of Halved is not written down; known: ABCAttention, Aaren, BaseConv,"
     ):
         from_mixer(Halved(C, H).double(), draw(1, n, C))
     try:
@@ -121,6 +136,48 @@ def test_a_class_of_yours_can_be_registered(draw):
         same(from_mixer(mixer, x).run(), mixer(x))
     finally:
         del _MAKERS[Halved]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: LightningAttention(C, H, slopes=(0.0, 0.7), bias=True), id="lightning, biases"),
+        pytest.param(lambda: TransNormerMixer(C, H, hidden=12, lrpe=True), id="transnormer, positions"),
+        pytest.param(lambda: CosformerAttention(C, H, causal=True, longest=n, bias=False), id="cosformer"),
+        pytest.param(lambda: ABCAttention(C, H, slots=3, causal=True), id="abc, 3 slots"),
+        pytest.param(lambda: BaseConv(C, ShortConv(C, 2 * n, bias=False)), id="base_conv, many taps"),
+    ],
+)
+def test_settings_of_a_mixer_are_in_its_system(make, draw):
+    torch.manual_seed(3)
+    mixer, x = make().double(), draw(2, n, C)
+    with torch.no_grad():
+        for part in mixer.parameters():
+            part.add_(0.3 * draw(*part.shape))  # norms and biases away from 1 and 0
+    found = from_mixer(mixer, x)
+    same(found.run(), mixer(x))
+    same(torch.einsum("bijed,bjd->bie", found.system.transfer(), found.inputs), mixer(x))
+
+
+def test_sizes_of_the_states(draw):
+    x, sizes = draw(1, n, C), {"lightning": 4 * C, "transnormer": 8 * C, "cosformer": 8 * C, "abc": 16 * C}
+    sizes |= {"base_conv": 3 * C, "base_conv_long": n * C}
+    assert {name: from_mixer(realised(name), x).system.size for name in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [LinearAttention(C, H, causal=False), CosformerAttention(C, H), ABCAttention(C, H)],
+    ids=lambda mixer: type(mixer).__name__,
+)
+def test_a_mixer_that_sees_later_tokens_is_refused(mixer, draw):
+    with pytest.raises(ValueError, match=f"{type(mixer).__name__} must be causal: .* later tokens"):
+        from_mixer(mixer.double(), draw(1, n, C))
+
+
+def test_what_is_not_linear_is_refused(draw):
+    with pytest.raises(TypeError, match="the convolution of a BaseConv must be without activation"):
+        from_mixer(BaseConv(C, ShortConv(C, 3, activation=torch.relu)).double(), draw(1, n, C))
 
 
 def test_the_kernel_leaves_out_the_column_of_ones(draw):
@@ -177,7 +234,28 @@ def test_a_mixer_that_runs_both_ways_has_no_system(monkeypatch):
 def test_consequences_hold_and_can_be_written():
     checks = consequences()
     assert len(checks) == 5 and all(check.holds for check in checks), checks
+    identities = [check.name for check in checks if check.says.startswith("An identity: ")]
+    assert identities == ["coupled normalisation", "Mamba's transition is a reversed sigmoid"]
     assert len(json.dumps([vars(check) for check in checks])) > 500
+
+
+def test_a_decay_would_be_found(monkeypatch):
+    """The checks fail for systems that do fade, or that are exact at a finite order."""
+    plain = realisations.linear_attention
+
+    def fading(phi, psi, value, **given):
+        return plain(phi, psi, value, **({"log_decay": -0.01 * psi.new_ones(psi.shape[:-1])} | given))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(realisations, "linear_attention", fading)
+        assert not {check.name: check.holds for check in consequences()}["without a normaliser nothing fades"]
+
+    def exact(q, k, value, order):
+        weights = (q @ k.mT / q.shape[1] ** 0.5).exp().tril()
+        return realisations.held_attention(weights / weights.sum(-1, keepdim=True), value)
+
+    monkeypatch.setattr(realisations, "softmax_truncated", exact)
+    assert not {check.name: check.holds for check in consequences()}["softmax needs an infinite state"]
 
 
 def test_the_result_is_written(tmp_path):
@@ -206,6 +284,79 @@ def test_classes_that_break_the_contract_are_refused():
         describe_mixer(mixer_entry(f"{__name__}:Mean"), 32)
     with pytest.raises(UsageError, match=r"Narrow must keep the shape .*\(64, 32, 32\) became \(64, 32, 1\)"):
         describe_mixer(mixer_entry(f"{__name__}:Narrow"), 32)
+
+
+class Forgetful(torch.nn.Module):
+    """No parameters; its output is a running sum, which is its state."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+
+    def forward(self, x):
+        return x.cumsum(1)
+
+    def start(self, batch):
+        return State({"sum": torch.zeros(batch, 1, 32)}, torch.zeros(batch, dtype=torch.int64))
+
+    def advance(self, x, state):
+        y = state["sum"] + x.cumsum(1)
+        return y, State({"sum": y[:, -1:]}, state.position + x.shape[1])
+
+
+class Unmade(Mean):
+    def __init__(self, width, heads):
+        raise KeyError("size")
+
+
+class Broken(Mean):
+    def forward(self, x):
+        return {}["gate"]
+
+
+class Stateless(Forgetful):
+    def advance(self, x, state):
+        return x, x
+
+
+class Constant(Forgetful):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_a_mixer_without_parameters_has_a_state():
+    row = describe_mixer(mixer_entry(f"{__name__}:Forgetful"), 32)
+    assert row["state"]["numbers"] == [32] * 3 and row["parameters"] == 0
+    assert row["jacobian"] == pytest.approx([32**0.5] * 32, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("Unmade", "Unmade: KeyError: 'size'"),
+        ("Broken", "Broken: KeyError: 'gate'"),
+        ("Stateless", r"Stateless.advance must give \(output, State\), got Tensor"),
+        ("Constant", "Constant: .*does not depend on its input"),
+    ],
+)
+def test_a_class_that_fails_is_the_users_error(kind, text):
+    with pytest.raises(UsageError, match=text):
+        inspect_dsf([f"{__name__}:{kind}"], length=16)
+
+
+def test_a_module_that_fails_is_the_users_error(tmp_path, monkeypatch):
+    (tmp_path / "fails_at_import.py").write_text("{}['weights']")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="'fails_at_import:A' cannot be imported: KeyError: 'weights'"):
+        inspect_dsf(["fails_at_import:A"], length=16)
+
+
+def test_a_fault_of_the_library_is_not_the_users(monkeypatch):
+    def make(setting):
+        raise KeyError("weights")
+
+    monkeypatch.setitem(MIXERS, "linear", replace(MIXERS["linear"], make=make))
+    with pytest.raises(KeyError, match="weights"):
+        inspect_dsf(["linear"], length=16)
 
 
 def test_errors(draw):

@@ -45,3 +45,12 @@ def test_errors():
         efficiency_length([1, 2, 3], [1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="at least 3 lengths and a line 2 after skip=2, got 3 lengths"):
         efficiency_length([1, 2, 3], [1, 2, 3], [1, 2, 3], skip=2)
+    good, bad = [1, 2, 3], [1, float("nan"), 3]
+    with pytest.raises(ValueError, match=r"linear must be finite numbers, got \[1.0, nan, 3.0\]"):
+        efficiency_length(good, good, bad)
+    with pytest.raises(ValueError, match="quadratic must be finite numbers"):
+        efficiency_length(good, [1, float("inf"), 3], good)
+    with pytest.raises(ValueError, match="lengths must be finite numbers"):
+        efficiency_length(bad, good, good)
+    with pytest.raises(ValueError, match=r"lengths must differ, one cost for each, got \[1.0, 2.0, 2.0\]"):
+        efficiency_length([1, 2, 2], good, good)

@@ -93,3 +93,9 @@ def test_errors(generator):
         perceptron_features(query, keys, torch.zeros(2, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="heads need count and width of at least 1, got 0 and 3"):
         random_heads(0, 3)
+    with pytest.raises(ValueError, match=r"other_query must have at least one point, .* got shape \(0, 3\)"):
+        attention_kernel(query, keys, query[:0], keys[:0])
+    with pytest.raises(ValueError, match=r"other_keys must have at least one .* got shape \(2, 0, 3\)"):
+        attention_kernel(query, keys, query, keys[:, :0])
+    with pytest.raises(ValueError, match=r"query must have at least one point, key and channel"):
+        attention_kernel(query[:0], keys[:0], query, keys)

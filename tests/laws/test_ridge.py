@@ -76,3 +76,14 @@ def test_errors(generator):
         ridge_fit(features, y, [], (held, wanted))
     with pytest.raises(ValueError, match="targets must be finite; look for NaN"):
         ridge_fit(features, y / 0, [1.0], (held, wanted))
+    with pytest.raises(ValueError, match="validation features must be finite; look for NaN"):
+        ridge_fit(features, y, [1.0], (held * float("nan"), wanted))
+    with pytest.raises(ValueError, match="validation targets must be finite"):
+        ridge_fit(features, y, [1.0], (held, wanted / 0))
+    with pytest.raises(ValueError, match="features and validation must have at least one row each, got 10"):
+        ridge_fit(features, y, [1.0], (held[:0], wanted[:0]))
+    with pytest.raises(ValueError, match="at least one row each, got 0 and"):
+        ridge_fit(features[:0], y[:0], [1.0], (held, wanted))
+    kernel = features @ features.mT
+    with pytest.raises(ValueError, match="validation features must be finite"):
+        kernel_ridge_fit(kernel, y, [1.0], (held @ features.mT / 0, wanted))

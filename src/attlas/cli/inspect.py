@@ -33,8 +33,10 @@ def dsf(
 ) -> None:
     """Show token mixers as dynamical systems: size of the state, whether it grows, what is remembered by lag.
 
-    At initial weights. Your own class joins by name: made as MyMixer(width, heads), it maps (batch, tokens,
-    width) to the same shape and may not look ahead; with start and advance its state is measured too.
+    At initial weights. What is remembered is that of the Jacobian and, where a mixer's linear system is
+    written down, that of this system with its gates held. Your own class joins by name: made as
+    MyMixer(width, heads), it maps (batch, tokens, width) to the same shape and may not look ahead; with start
+    and advance its state is measured too.
     """
     from attlas.inspect import inspect_dsf
 

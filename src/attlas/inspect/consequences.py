@@ -19,7 +19,10 @@ EXACT = 1e-10
 
 @dataclass(frozen=True)
 class Check:
-    """A consequence, the numbers that were computed for it, and whether they agree with it."""
+    """A consequence, the numbers that were computed for it, and whether they agree with it.
+
+    An identity says so: its two sides are computed apart and can only differ by an error in either.
+    """
 
     name: str
     says: str
@@ -53,21 +56,30 @@ def _coupled(q: Tensor, k: Tensor) -> Check:
     error = (divided - gated).abs().max().item()
     return Check(
         "coupled normalisation",
-        "Linear attention is a state space model whose decay eta_{i-1}/eta_i and input gate 1/eta_i come "
-        "from one sequence.",
+        "An identity: linear attention is a state space model whose decay eta_{i-1}/eta_i and input gate "
+        "1/eta_i come from one sequence.",
         {"largest difference of the transfer matrices": error},
         error < EXACT,
     )
 
 
 def _undivided(q: Tensor, k: Tensor) -> Check:
-    system = real.linear_attention(q, k, WIDTH)
-    error = (system.Lam[1:] - 1).abs().max().item()
+    # One query at all times, so that only the state can change what is read of the first token.
+    phi = (functional.elu(q[:1]) + 1).expand(len(q), -1)
+    psi = functional.elu(k) + 1
+    impulse = torch.zeros(len(k), 1, dtype=k.dtype)
+    impulse[0] = 1
+    system = real.linear_attention(phi, psi, 1)
+    read = system.run(impulse)[:, 0]
+    divided = real.coupled(system, (phi @ psi.mT).tril().sum(-1)).run(impulse)[:, 0]
+    change = ((read - read[0]) / read[0]).abs().max().item()
+    left = (divided[-1] / divided[0]).item()
     return Check(
         "without a normaliser nothing fades",
-        "With eta = 1 the transition is the identity.",
-        {"largest difference of Lam from 1": error},
-        error < EXACT,
+        "With eta = 1 one query reads the first token alike at all later times; divided by the sum of "
+        "weights, less and less of it.",
+        {"largest relative change": change, "share left at the last token, divided": left},
+        change < EXACT and bool((divided.diff() < 0).all()),
     )
 
 
@@ -80,12 +92,15 @@ def _infinite(q: Tensor, k: Tensor, v: Tensor) -> Check:
         error = (system.run(v) - exact).abs().max().item()
         values[f"error at order {order}, state of {system.size}"] = error
     errors = list(values.values())
+    kept = real.held_attention(weights / weights.sum(-1, keepdim=True), WIDTH)
+    whole = (kept.run(v) - exact).abs().max().item()
+    values[f"error with all values kept, state of {kept.size}"] = whole
     return Check(
         "softmax needs an infinite state",
         "The state of softmax attention cut at an order of its exponential grows as a power, and its error "
-        "falls without reaching 0.",
+        "falls without reaching 0; exact is the state that keeps every value.",
         values,
-        all(a > b for a, b in pairwise(errors)) and errors[-1] > 0,
+        all(a > b for a, b in pairwise(errors)) and errors[-1] > EXACT > whole,
     )
 
 
@@ -93,7 +108,7 @@ def _reversed_gate(z: Tensor) -> Check:
     error = (z.neg().sigmoid() ** 1.7 - (-1.7 * functional.softplus(z)).exp()).abs().max().item()
     return Check(
         "Mamba's transition is a reversed sigmoid",
-        "exp(-a softplus(z)) = sigmoid(-z)^a: a gate of an LSTM raised to a learned power.",
+        "An identity: exp(-a softplus(z)) = sigmoid(-z)^a: a gate of an LSTM raised to a learned power.",
         {"largest difference, a = 1.7": error},
         error < EXACT,
     )

@@ -1,4 +1,7 @@
-"""Every mixer of the library as a dynamical system: state, transfer matrix, memory kernel, consequences.
+"""Mixers looked at as dynamical systems: state, memory kernel, transfer matrix, consequences.
+
+The transfer matrix is there for mixers whose system is written down (`from_mixer`); the others are measured
+from outside, by their Jacobian.
 
 Source: Sieber et al. 2024, arXiv 2405.15731.
 """
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from attlas._common.errors import UsageError
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
+from attlas.inspect import from_gated as from_gated  # registers its mixers
 from attlas.inspect.consequences import consequences
 from attlas.inspect.from_mixer import from_mixer, realisable
 from attlas.inspect.memory import jacobian_kernel, state_size
@@ -37,15 +41,13 @@ def inspect_dsf(
 ) -> dict[str, Any]:
     """Describe the named mixers (all, unless named) at `length` tokens; writes `out`/dsf.json if asked.
 
-    A name is a registered one or "package.module:Class". UsageError: an unknown one, a length out of
-    16 .. 256. Mixers are at their initial weights, width 32, 2 heads; inputs are Gaussian.
+    A name is a registered one or "package.module:Class". UsageError: an unknown one, a class of the user's
+    that fails, a length out of 16 .. 256. Mixers are at their initial weights, width 32, 2 heads; inputs are
+    Gaussian.
     """
     if not LEAST <= length <= MOST:
         raise UsageError(f"length must lie in {LEAST} .. {MOST}, got {length}")
-    try:
-        entries = [mixer_entry(name) for name in mixers or sorted(MIXERS)]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    entries = [_entry(name) for name in mixers or sorted(MIXERS)]
     rows = []
     for entry in entries:
         step(entry.name)
@@ -73,6 +75,21 @@ def inspect_dsf(
     return result
 
 
+def _entry(name: str) -> MixerEntry:
+    try:
+        return mixer_entry(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except Exception as error:
+        # Importing the user's module runs the user's code.
+        raise UsageError(f"mixer {name!r} cannot be imported: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    clear = isinstance(error, ValueError | TypeError | UsageError)
+    return str(error) if clear else f"{type(error).__name__}: {error}"
+
+
 def describe_mixer(entry: MixerEntry, length: int, seed: int = 0) -> dict[str, Any]:
     """What `attlas inspect dsf` tells of one mixer, as JSON values.
 
@@ -80,7 +97,18 @@ def describe_mixer(entry: MixerEntry, length: int, seed: int = 0) -> dict[str, A
     constant, or None for a mixer that keeps no state; jacobian and frozen: memory kernels by lag, the latter
     (gates held, from the transfer matrix) None where the system is not written down; error: of that system
     against the module, relative to its largest output.
+
+    UsageError: a class of the user's that fails, whatever it raises, or looks ahead.
     """
+    try:
+        return _described(entry, length, seed)
+    except Exception as error:
+        if MIXERS.get(entry.name) is entry:
+            raise
+        raise UsageError(f"mixer {entry.name}: {_said(error)}") from error
+
+
+def _described(entry: MixerEntry, length: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"name": entry.name, "absent": "", "state": None, "jacobian": [], "frozen": None}
     found |= {"error": None, "parameters": 0}
     if "CS" not in entry.forms:
@@ -99,10 +127,7 @@ def describe_mixer(entry: MixerEntry, length: int, seed: int = 0) -> dict[str, A
         }
     x = torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(seed))
     rows = _rows(length)
-    try:
-        found["jacobian"] = jacobian_kernel(mixer, x, rows, probes=PROBES, seed=seed).tolist()
-    except ValueError as error:
-        raise UsageError(f"mixer {entry.name}: {error}") from error
+    found["jacobian"] = jacobian_kernel(mixer, x, rows, probes=PROBES, seed=seed).tolist()
     if realisable(mixer):
         found |= _frozen(mixer.double(), x.double(), rows)
     return found

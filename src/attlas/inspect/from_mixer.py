@@ -35,7 +35,17 @@ from attlas.layers import (
 from attlas.pattern import Tokens
 from attlas.scan import Identity, Kernel, Taylor
 
-__all__ = ["Realised", "from_mixer", "from_scan", "realisable", "realises"]
+__all__ = [
+    "Realised",
+    "behind",
+    "from_mixer",
+    "from_scan",
+    "realisable",
+    "realises",
+    "refuse_later_tokens",
+    "split_heads",
+    "with_bias",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +96,7 @@ def from_mixer(mixer: nn.Module, x: Float[Tensor, "B n C"]) -> Realised:
     """The mixer's system at the input x: its gates stand as x makes them, and `run()` gives mixer(x).
 
     TypeError: a mixer whose system is not written down; it can be measured from outside, see
-    `jacobian_kernel`.
+    `jacobian_kernel`. ValueError: one that is not causal.
     """
     if not realisable(mixer):
         known = ", ".join(sorted(kind.__name__ for kind in _MAKERS))
@@ -140,34 +150,51 @@ def _running_maximum(log_gate: Tensor, log_decay: Tensor | None) -> Tensor:
     return fading + (log_gate - fading).cummax(-1).values
 
 
-def _behind(system: LTV, out: nn.Module, x: Tensor) -> Realised:
-    """Heads (B, H, ...) on [x; 1] as one system, behind the output projection with its bias."""
+def behind(
+    system: LTV, out: nn.Module, x: Tensor, *, between: Tensor | None = None, offset: Tensor | None = None
+) -> Realised:
+    """Heads (B, H, ...) on [x; 1] as one system, behind the output projection with its bias.
+
+    What stands between them, held: o -> between o + offset, between (B, n, H e, H e), offset (B, n, H e).
+    """
     if not isinstance(out, nn.Linear):
         raise TypeError(f"the output projection must be a Linear, got {type(out).__name__}")
-    weight = out.weight.unflatten(1, (system.Lam.shape[1], -1))
-    read = torch.einsum("che,bhnes->bnchs", weight, system.C).flatten(-2)
+    weight = out.weight if between is None else out.weight @ between
+    weight = weight.expand(len(x), x.shape[1], -1, -1).unflatten(-1, (system.Lam.shape[1], -1))
+    read = torch.einsum("bnche,bhnes->bnchs", weight, system.C).flatten(-2)
     through = read.new_zeros(*read.shape[:-1], system.inputs)
     if out.bias is not None:
         through[..., -1] = out.bias
+    if offset is not None:
+        through[..., -1] += offset @ out.weight.mT
     into = system.B.transpose(1, 2).flatten(2, 3)
     whole = LTV(system.Lam.transpose(1, 2).flatten(2), into, read, through)
     return Realised(whole, torch.cat([x, torch.ones_like(x[..., :1])], -1), ones=True)
 
 
-def _with_bias(layer: nn.Linear, heads: int) -> Tensor:
+def refuse_later_tokens(mixer: nn.Module, causal: bool) -> None:
+    """ValueError unless the mixer is causal: sums over later tokens are no state."""
+    if not causal:
+        raise ValueError(
+            f"{type(mixer).__name__} must be causal: its rows have weight on later tokens, which no state "
+            "holds; make it with causal=True"
+        )
+
+
+def with_bias(layer: nn.Linear, heads: int) -> Tensor:
     """[W, b] per head, (H, e, C + 1)."""
     bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
     return torch.cat([layer.weight, bias[:, None]], 1).unflatten(0, (heads, -1))
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @realises(SelfAttention)
 def _attention(mixer: SelfAttention, x: Tensor) -> Realised:
     at = Tokens(x.shape[1], total=x.shape[1])
-    query, key = _split(mixer.query(x), mixer.heads), _split(mixer.key(x), mixer.kv_heads)
+    query, key = split_heads(mixer.query(x), mixer.heads), split_heads(mixer.key(x), mixer.kv_heads)
     if mixer.base is not None:
         places = at.positions(x.device)
         query, key = (rotary(part, places, base=mixer.base, factor=mixer.factor) for part in (query, key))
@@ -183,40 +210,41 @@ def _attention(mixer: SelfAttention, x: Tensor) -> Realised:
         q_at=at,
         k_at=at,
     )
-    value = _with_bias(mixer.value, mixer.kv_heads).repeat_interleave(mixer.heads // mixer.kv_heads, 0)
-    return _behind(held_attention(torch.as_tensor(weights), value), mixer.out, x)
+    value = with_bias(mixer.value, mixer.kv_heads).repeat_interleave(mixer.heads // mixer.kv_heads, 0)
+    return behind(held_attention(torch.as_tensor(weights), value), mixer.out, x)
 
 
 @realises(LinearAttention)
 def _linear(mixer: LinearAttention, x: Tensor) -> Realised:
-    query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
-    value = _with_bias(mixer.value, mixer.heads)
-    return _behind(from_scan(query, key, value, kernel=mixer.kernel, normalise=True), mixer.out, x)
+    refuse_later_tokens(mixer, mixer.causal)
+    query, key = (split_heads(make(x), mixer.heads) for make in (mixer.query, mixer.key))
+    value = with_bias(mixer.value, mixer.heads)
+    return behind(from_scan(query, key, value, kernel=mixer.kernel, normalise=True), mixer.out, x)
 
 
 @realises(TaylorAttention)
 def _taylor(mixer: TaylorAttention, x: Tensor) -> Realised:
-    query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
-    value = _with_bias(mixer.value, mixer.heads)
+    query, key = (split_heads(make(x), mixer.heads) for make in (mixer.query, mixer.key))
+    value = with_bias(mixer.value, mixer.heads)
     system = from_scan(query, key, value, kernel=Taylor(), normalise=True, eps=mixer.eps)
-    return _behind(system, mixer.out, x)
+    return behind(system, mixer.out, x)
 
 
 @realises(NormalisedLinear)
 def _normalised(mixer: NormalisedLinear, x: Tensor) -> Realised:
-    query, key = (_split(make(x), mixer.heads) for make in (mixer.query, mixer.key))
-    value = _with_bias(mixer.value, mixer.heads)
-    return _behind(normalised_attention(query, key, mixer.log_eta(x).mT, value), mixer.out, x)
+    query, key = (split_heads(make(x), mixer.heads) for make in (mixer.query, mixer.key))
+    value = with_bias(mixer.value, mixer.heads)
+    return behind(normalised_attention(query, key, mixer.log_eta(x).mT, value), mixer.out, x)
 
 
 @realises(Aaren)
 def _aaren(mixer: Aaren, x: Tensor) -> Realised:
     query = mixer.query(mixer.asks).unflatten(-1, (mixer.heads, -1))
-    key = _split(mixer.key(x), mixer.heads)
+    key = split_heads(mixer.key(x), mixer.heads)
     logit = torch.einsum("hd,bhnd->bhn", query, key) * query.shape[-1] ** -0.5
     one = torch.ones_like(key[..., :1])
-    value = _with_bias(mixer.value, mixer.heads)
-    return _behind(from_scan(one, one, value, log_gate=logit, normalise=True), mixer.out, x)
+    value = with_bias(mixer.value, mixer.heads)
+    return behind(from_scan(one, one, value, log_gate=logit, normalise=True), mixer.out, x)
 
 
 @realises(QLSTM)

@@ -38,13 +38,17 @@ def state_size(mixer: nn.Module, width: int, lengths: Sequence[int]) -> StateSiz
         raise TypeError(f"{type(mixer).__name__} has no start and advance: it keeps no state of its own")
     if len(lengths) < 2 or any(b <= a for a, b in pairwise((0, *lengths))):
         raise ValueError(f"lengths must be two or more rising numbers above 0, got {list(lengths)}")
-    like = next(mixer.parameters())
+    like = next(mixer.parameters(), torch.zeros(()))
     numbers, sizes = [], []
     with torch.no_grad():
         for length in lengths:
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(1, length, width, generator=generator).to(like)
             _, state = mixer.advance(x, mixer.start(1))  # type: ignore[operator]
+            if not isinstance(state, State):
+                raise TypeError(
+                    f"{type(mixer).__name__}.advance must give (output, State), got {type(state).__name__}"
+                )
             numbers.append(_numbers(state))
             sizes.append(state.nbytes)
     return StateSize(tuple(lengths), tuple(numbers), tuple(sizes))
@@ -80,6 +84,10 @@ def jacobian_kernel(
             raise ValueError(
                 f"{type(mixer).__name__} must keep the shape (batch, tokens, width): {tuple(given.shape)} "
                 f"became {tuple(y.shape)}"
+            )
+        if not y.requires_grad:
+            raise ValueError(
+                f"{type(mixer).__name__} gives no gradients: its output does not depend on its input"
             )
         asked = torch.zeros_like(y).unflatten(0, (len(rows), probes))
         generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from attlas.inspect.ltv import LTV
 
 __all__ = [
+    "convolution",
     "coupled",
     "held_attention",
     "linear_attention",
@@ -130,6 +131,22 @@ def held_attention(weights: Float[Tensor, "*L n n"], value: int | Float[Tensor, 
         into = into @ value.unsqueeze(-3)
     out = torch.einsum("...ns,ac->...nasc", weights, one).flatten(-2)
     return LTV(torch.ones_like(into[..., 0]), into, out)
+
+
+def convolution(taps: Float[Tensor, "K C"], length: int) -> LTV:
+    """y_i = sum_{s < K} taps_s * u_{i - s}, channel by channel, for `length` steps.
+
+    Its shift register is no diagonal matrix; a ring is: slot i mod K takes u_i and forgets what it held, so
+    that Lam_i is 0 there and 1 elsewhere, and C_i reads slot r with tap (i - r) mod K. S = K C.
+    """
+    count, channels = taps.shape
+    step, slot = torch.arange(length, device=taps.device), torch.arange(count, device=taps.device)
+    age = (step[:, None] - slot) % count
+    one = torch.eye(channels, dtype=taps.dtype, device=taps.device)
+    new = (age == 0).to(taps.dtype)
+    into = torch.einsum("nr,cd->nrcd", new, one).flatten(1, 2)
+    read = torch.einsum("nrc,cd->ncrd", taps[age], one).flatten(2)
+    return LTV((1 - new).repeat_interleave(channels, 1), into, read)
 
 
 def normalised_attention(

@@ -36,8 +36,8 @@ def efficiency_length(
 
     quadratic: costs of softmax attention; linear: of the other, in the same unit. skip: shortest lengths that
     the linear fit leaves out (1 in the source for times, 0 for memory). A length outside of `lengths` is
-    an extrapolation. Raises ValueError for lists that do not fit or are too short: through 3 points a parabola
-    always goes.
+    an extrapolation. Raises ValueError for lists that do not fit or are too short (through 3 points a parabola
+    always goes), numbers that are not finite, and equal lengths.
     """
     n, first, second = (np.asarray(part, dtype=np.float64) for part in (lengths, quadratic, linear))
     if not (n.ndim == 1 and n.shape == first.shape == second.shape):
@@ -50,6 +50,11 @@ def efficiency_length(
             f"a fit needs at least 4 lengths for the parabola and 3 after skip={skip} for the line, "
             f"got {len(n)} lengths"
         )
+    for name, part in (("lengths", n), ("quadratic", first), ("linear", second)):
+        if not np.isfinite(part).all():
+            raise ValueError(f"{name} must be finite numbers, got {part.tolist()}")
+    if len(np.unique(n)) < len(n):
+        raise ValueError(f"lengths must differ, one cost for each, got {n.tolist()}")
     order = np.argsort(n)
     n, first, second = n[order], first[order], second[order]
     (a, b, c), fit = _fitted(n, first, 2)

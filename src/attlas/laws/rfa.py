@@ -85,8 +85,19 @@ def attention_kernel(
     Mean over pairs (i, j) of keys of E[relu(a) relu(b)] x~_i.x~'_j with (a, b) Gaussian of variance
     |x~_0|^2 |x~_i|^2 / 4 and cosine c = (x~_0.x~'_0)(x~_i.x~'_j) / (product of the norms): the arc-cosine
     kernel of order 1, sd_a sd_b (sqrt(1 - c^2) + (pi - arccos c) c) / (2 pi). Cost: O(n m N K), in blocks of
-    points.
+    points. Raises ValueError for a set without points or keys.
     """
+    for name, part in (
+        ("query", query),
+        ("keys", keys),
+        ("other_query", other_query),
+        ("other_keys", other_keys),
+    ):
+        if not part.numel():
+            raise ValueError(
+                f"attention_kernel: {name} must have at least one point, key and channel, got shape "
+                f"{tuple(part.shape)}"
+            )
     query, other_query = _with_one(query), _with_one(other_query)
     keys, other_keys = _with_one(keys), _with_one(other_keys)
     many, others = keys.shape[1], other_keys.shape[1]

@@ -38,7 +38,8 @@ def ridge_fit(
     For every target the penalty of least error on `validation` = (features, targets) is taken, the first
     among equals; nothing is centred. Works on the smaller of Psi^T Psi and Psi Psi^T.
 
-    Raises ValueError: penalties that are not above 0, shapes that do not fit, values that are not finite.
+    Raises ValueError: penalties that are not above 0, shapes that do not fit, no rows, values that
+    are not finite.
     Cost: O(min(n, P)^3 + n P min(n, P)) for all penalties together.
     """
     held, wanted = validation
@@ -98,6 +99,16 @@ def _check(
             f"{tuple(features.shape)} with {tuple(targets.shape)}, validation {tuple(held.shape)} with "
             f"{tuple(wanted.shape)}"
         )
-    for name, values in (("features", features), ("targets", targets)):
+    if not len(features) or not len(held):
+        raise ValueError(
+            f"features and validation must have at least one row each, got {len(features)} and {len(held)}"
+        )
+    whole = {
+        "features": features,
+        "targets": targets,
+        "validation features": held,
+        "validation targets": wanted,
+    }
+    for name, values in whole.items():
         if not values.isfinite().all():
             raise ValueError(f"{name} must be finite; look for NaN or infinity in the data")

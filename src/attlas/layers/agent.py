@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.attend import via
+from attlas.layers.inputs import check_tokens
 from attlas.layers.mixers import MixerEntry, register_mixer
 from attlas.score import Dot, EdgeBias
 
@@ -93,7 +94,7 @@ class AgentAttention(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         _check_grid(grid, pool, class_token, reduced)
         self.heads, self.grid, self.pool, self.reduced = heads, grid, pool, reduced
@@ -115,6 +116,7 @@ class AgentAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """All tokens, a class token first."""
+        check_tokens("agent attention", x=x)
         grid = self._grid_of(x)
         source, inner = self._reduced(x, grid)
         query, key, value = self.query(x), self.key(source), self.value(source)

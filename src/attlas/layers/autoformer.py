@@ -4,13 +4,14 @@ Source: Wu et al. 2021, arXiv 2106.13008. Legend: L length of the queries, S of 
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.layers.inputs import check_tokens
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 
 __all__ = [
@@ -116,7 +117,7 @@ class AutoCorrelation(nn.Module):
     mode, "batch" as in the official code; in evaluation mode each sample has its own.
 
     Shapes: (B, L, width) [, (B, S, width)] -> (B, L, width). Raises ValueError for heads that do not divide
-    the width.
+    the width, a factor that is not above 0, an unknown `training`.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class AutoCorrelation(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         if not factor > 0:
             raise ValueError(f"factor must be above 0 (it makes floor(factor ln L) lags), got {factor}")
+        if training not in get_args(Shared):
+            raise ValueError(f"training must be one of {', '.join(get_args(Shared))}, got {training!r}")
         self.heads, self.factor, self.aligned, self.shared = heads, factor, aligned, training
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
@@ -147,6 +150,7 @@ class AutoCorrelation(nn.Module):
         self, x: Float[Tensor, "B L C"], context: Float[Tensor, "B S C"] | None = None
     ) -> Float[Tensor, "B L C"]:
         """Aggregated series."""
+        check_tokens("auto-correlation", x=x, context=context)
         shared: Shared = self.shared if self.training else "sample"
         found = auto_correlation(
             *self.project(x, context), factor=self.factor, shared=shared, aligned=self.aligned

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.attend import attend
+from attlas.layers.inputs import check_tokens
 from attlas.scan import State
 from attlas.score import Dot, EdgeBias
 
@@ -150,7 +151,7 @@ class Reweaving(nn.Module):
         detach: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         if min(items, segment, layers) < 1:
             raise ValueError(
@@ -174,6 +175,7 @@ class Reweaving(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"], captured: Captured) -> Float[Tensor, "B N D"]:
         """The whole sequence; what it remembers is lost afterwards."""
+        check_tokens("reweaving", x=x)
         latent, salience = self.items_of(captured)
         batch, count, size = x.shape[0], x.shape[1], self.segment
         segments = -(-count // size)
@@ -216,7 +218,8 @@ class Reweaving(nn.Module):
     def advance(
         self, x: Float[Tensor, "B N D"], captured: Captured, state: State
     ) -> tuple[Float[Tensor, "B N D"], State]:
-        """The next N tokens, any number: outputs, and the memory after them."""
+        """The next N tokens, one or more: outputs, and the memory after them."""
+        check_tokens("reweaving", x=x)
         latent, salience = self.items_of(captured)
         rank = self._rank(salience)
         at = state.position[:, None] + torch.arange(x.shape[1], device=x.device)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from attlas.layers.inputs import check_tokens
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.scan import scan
 from attlas.scan.state import State, wide
@@ -71,6 +72,7 @@ class CosformerAttention(nn.Module):
         valid: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """`valid` False marks padding, of the context where there is one."""
+        check_tokens("cosformer", rows=False, x=x, context=context)
         if self.causal and context is not None:
             raise ValueError(
                 "a causal CosformerAttention reads one sequence; for queries to another one make it with "
@@ -101,12 +103,13 @@ class CosformerAttention(nn.Module):
         self, x: Float[Tensor, "B N C"], state: State, *, valid: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row, and the state behind them."""
+        check_tokens("cosformer", rows=False, x=x)
         return self._advanced(x, state, valid)
 
     def _longest(self, own: Tensor, there: Tensor) -> Tensor | int:
         if self.longest is None:
             return torch.maximum(own.amax(1, keepdim=True), there.amax(1, keepdim=True))
-        count = max(int(own.max()), int(there.max()))
+        count = max((int(place.max()) for place in (own, there) if place.numel()), default=0)
         if count > self.longest:
             raise ValueError(f"this cosFormer was made for {self.longest} tokens, got {count}: raise longest")
         return self.longest

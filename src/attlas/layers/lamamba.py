@@ -83,7 +83,7 @@ class ShiftedWindowAttention(nn.Module):
 
     def __init__(self, width: int, *, heads: int, window: int, shift: int = 0, backend: str = "sdpa") -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(
                 f"shifted windows: width must be a multiple of heads, got {width} and {heads} heads"
             )

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attlas.layers.inputs import check_tokens
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.scan.state import wide
 
@@ -112,6 +113,7 @@ class PerformerAttention(nn.Module):
         valid: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """`valid` False marks padding, of the context where there is one."""
+        check_tokens("performer", rows=False, x=x, context=context)
         source = x if context is None else context
         made = (self.query(x), self.key(source), self.value(source))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in made)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attlas.attend import attend
+from attlas.layers.inputs import check_tokens
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.pattern import Tokens, causal
 from attlas.scan import State
@@ -143,7 +144,7 @@ class SparseHybrid(nn.Module):
         causal: bool = True,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.heads, self.rows, self.threshold, self.causal = heads, rows, threshold, causal
         self.choice = SigmoidChoice(width) if choice is None else choice
@@ -194,6 +195,7 @@ class SparseHybrid(nn.Module):
             share = share.masked_fill(~valid, 0.0)
         keys = Tokens(key.shape[2], total=key.shape[2], valid=valid)
         if self.training:
+            check_tokens("SparseHybrid in training", x=x)
             self.auxiliary = self._penalty(share, valid)
             place = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[0], -1)
             return x + share[..., None] * self._attend(query, key, value, place, keys)

@@ -82,6 +82,8 @@ class ImplicitConv(nn.Module):
         return y, State({"past": joined}, state.position + x.shape[1])
 
     def _convolve(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x  # there is no transform of nothing
         if x.shape[1] > self.length:
             raise ValueError(
                 f"the implicit filter is made for length {self.length}, got {x.shape[1]} tokens; make it "

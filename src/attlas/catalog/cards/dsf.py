@@ -14,12 +14,13 @@ CARD = Card(
     room="inspect",
     kind="analysis framework",
     what=(
-        "Every token mixer as one linear system in time, h_i = Lam_i h_{i-1} + B_i u_i, y_i = C_i h_i + D_i "
-        "u_i: linear attention with any kernel, decay and gate of the library, softmax cut at an order, "
-        "normalised attention, S6, SSD and qLSTM, from their formulas or from a module and its input. What "
-        "follows is computed: coupled normalisation, the state that softmax would need, memory kernels by "
-        "lag. `attlas inspect dsf` shows all mixers of the library, or yours. The layers that the paper "
-        "compares are here too."
+        "Causal token mixers as linear systems in time, h_i = Lam_i h_{i-1} + B_i u_i, y_i = C_i h_i + D_i "
+        "u_i, written down from a module and its input: softmax and windowed attention, linear ones with "
+        "their kernels, decays and gates (linear, normalised, BASED, cosFormer, Lightning, TransNormer, "
+        "Aaren), ABC, gated convolutions, Mamba and qLSTM; SSD and softmax cut at an order from formulas. "
+        "The other mixers, and classes of yours, are measured from outside by their Jacobian. What follows "
+        "is computed: coupled normalisation, the state that softmax would need, memory kernels by lag. "
+        "`attlas inspect dsf` shows all of it. The layers that the paper compares are here too."
     ),
     lives=(
         "attlas.inspect.ltv:LTV",
