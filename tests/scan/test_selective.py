@@ -291,3 +291,16 @@ def test_what_does_not_fit_is_named(changed, text):
         selective_scan(**(given | changed))
     with pytest.raises(TypeError, match=r"reset must be bool \(batch, steps\), got torch.float32"):
         selective_scan(**given, reset=torch.zeros(2, 7))
+
+
+def test_a_compiled_function_keeps_the_operators_whole(isolated_python):
+    printed = isolated_python(
+        "import torch",
+        "from attlas.scan import selective_scan",
+        "u, delta, read, write = torch.rand(4, 1, 40, 4)",
+        "rate = -torch.rand(4, 4)",
+        "def run(u, delta): return selective_scan(u, delta, rate, write, read)",
+        "compiled = torch.compile(run, fullgraph=True, backend='aot_eager')",
+        "print(torch.allclose(compiled(u, delta), run(u, delta)))",
+    )
+    assert printed == "True"

@@ -271,6 +271,7 @@ register_mixer(
         _make,
         frozenset({"NS", "NC"}),
         differentiable="almost",
+        shares=True,
         why_not="every step reads steps before and after it: the correlation wraps around the whole series",
     )
 )

@@ -141,5 +141,13 @@ register_mixer(
     MixerEntry("based_linear", _linear, frozenset({"CS"}), stateful=True, padding=True, why_not=WHY_NOT)
 )
 register_mixer(
-    MixerEntry("based_window", _window, frozenset({"CS"}), stateful=True, padding=True, why_not=WHY_NOT)
+    MixerEntry(
+        "based_window",
+        _window,
+        frozenset({"CS"}),
+        stateful=True,
+        padding=True,
+        local=True,
+        why_not=WHY_NOT,
+    )
 )

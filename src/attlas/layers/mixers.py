@@ -45,8 +45,11 @@ class MixerEntry:
     """A mixer and what it promises; `make(setting)` builds the module for one of `forms`.
 
     stateful: its "CS" form has start and advance. padding: takes `valid`, and what stands in padding changes
-    nothing. differentiable: "almost" where a choice (top-k, argmax) has no gradient. permutes: the "NS" form
-    commutes with permutations of the tokens. why_not: why a form is missing, in a sentence.
+    nothing. differentiable: "almost" where a choice (top-k, argmax) or a kink (relu) has no gradient; gradients
+    are checked at random inputs, and "everywhere" also where all tokens are equal. permutes: the "NS" form
+    commutes with permutations of the tokens. local: the "CS" form sees a few tokens back alone, as windows and
+    short convolutions do. shares: in training mode rows of a batch share a choice or a statistic. why_not: why
+    a form is missing, in a sentence.
     """
 
     name: str
@@ -56,6 +59,8 @@ class MixerEntry:
     padding: bool = False
     differentiable: Literal["everywhere", "almost"] = "everywhere"
     permutes: bool = False
+    local: bool = False
+    shares: bool = False
     why_not: str = ""
 
     def __post_init__(self) -> None:
@@ -91,9 +96,9 @@ def register_mixer(entry: MixerEntry) -> MixerEntry:
 def mixer_entry(name: str) -> MixerEntry:
     """The entry of a registered name, or of a class of yours as "package.module:Class".
 
-    Such a class is made as Class(width, heads) and is taken to be causal (form "CS"), or is itself a
-    MixerEntry. The entry has the name that was asked for. ValueError: an unknown name, a module or class that
-    is not there.
+    Such a class is made as Class(width, heads) and is taken to be causal (form "CS"), local and "almost"
+    differentiable, or is itself a MixerEntry that says more. The entry has the name that was asked for.
+    ValueError: an unknown name, a module or class that is not there.
     """
     if name in MIXERS:
         return MIXERS[name]
@@ -112,5 +117,12 @@ def mixer_entry(name: str) -> MixerEntry:
         raise ValueError(f"mixer {name!r} must be a torch.nn.Module class or a MixerEntry, got {kind!r}")
     stateful = hasattr(kind, "start") and hasattr(kind, "advance")
     return MixerEntry(
-        name, lambda setting: kind(setting.width, setting.heads), frozenset({"CS"}), stateful=stateful
+        name,
+        lambda setting: kind(setting.width, setting.heads),
+        frozenset({"CS"}),
+        stateful=stateful,
+        # A class does not say whether it chooses, nor how far it sees.
+        differentiable="almost",
+        local=True,
+        why_not="a class without an entry is taken to be causal, of one sequence",
     )

@@ -136,6 +136,7 @@ register_mixer(
         frozenset({"CS"}),
         stateful=True,
         padding=True,
+        local=True,
         why_not=_WHY_NOT,
     )
 )

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.attend.team import machine_code, missing, run
+from attlas.attend import team
+from attlas.attend.team import machine_code, run
 from attlas.scan.selective_shape import CHUNK
 
 __all__ = ["backward", "forward", "refusal"]
@@ -22,13 +23,15 @@ _PIECES = 8  # pieces of work of a backward pass, at least about so many
 _ALONE = 1 << 18  # updates of a state below which a second thread is not worth its call
 
 
-# torch.compile cannot look into the search for an OpenMP team, whose answer never changes.
-_missing = torch.compiler.assume_constant_result(missing)
+@torch.compiler.assume_constant_result
+def missing() -> str | None:
+    """As `team.missing`, which torch.compile cannot look into; its answer never changes."""
+    return team.missing()
 
 
 def refusal(device: torch.device) -> str | None:
     """None, or why tensors of this device run in plain torch."""
-    return _missing() if device.type == "cpu" else "it runs on CPU"
+    return missing() if device.type == "cpu" else "it runs on CPU"
 
 
 def forward(

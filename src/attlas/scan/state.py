@@ -16,7 +16,8 @@ class State:
     """Named tensors, or states of parts of a network, each with the batch as first axis, and a position.
 
     Sums and statistics are float32, float64 for float64 inputs; kept tokens have their own type. position:
-    int64 (B,), the valid tokens that every row of the batch has seen. Two states of equal names come from the same kind of recurrence.
+    int64 (B,), the valid tokens that every row of the batch has seen. Two states of equal names come from the
+    same kind of recurrence.
     """
 
     parts: "Mapping[str, Tensor | State]"
