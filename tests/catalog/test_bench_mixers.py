@@ -11,86 +11,15 @@ from attlas.catalog.bench import mixers as bench_module
 from attlas.catalog.bench.mixer_nets import Fitted, Size, answers, fitted, make_net, training_loss
 from attlas.catalog.bench.mixer_settings import MixerSettings
 from attlas.catalog.bench.mixer_speed import efficiency, speed_at
-from attlas.catalog.bench.mixer_tasks import TASKS, copy_task, digits_task, recall_task, text_task
+from attlas.catalog.bench.mixer_tasks import TASKS, text_task
 from attlas.catalog.bench.mixer_training import best_rate, net_values, row_of
 from attlas.catalog.bench.mixers import bench_mixers
+from attlas.catalog.bench.parts import Parts
 from attlas.layers import mixer_entry
+from catalog.of_mine import MQAR, settings
 from skips import needs
 
 SIZE = Size(16, 2)
-MQAR = recall_task(vocabulary=32, length=16, pairs=2, train=64, test=20, batch=8, steps=100)
-# A causal mean of a linear map, with a state: the smallest mixer that is none of ours.
-MINE = '''
-import torch
-from torch import nn
-from attlas.scan import State
-
-class Mean(nn.Module):
-    """Running means."""
-
-    look_ahead = False
-
-    def __init__(self, width, heads):
-        super().__init__()
-        self.map = nn.Linear(width, width)
-
-    def forward(self, x):
-        if self.look_ahead:
-            return self.map(x).mean(1, keepdim=True).expand_as(x)
-        return self.advance(x, self.start(len(x)))[0]
-
-    def start(self, batch):
-        total = self.map.weight.new_zeros(batch, self.map.out_features)
-        return State({"total": total}, torch.zeros(batch, dtype=torch.int64))
-
-    def advance(self, x, state):
-        total = state["total"][:, None] + self.map(x).cumsum(1)
-        count = state.position[:, None, None] + torch.arange(1, x.shape[1] + 1)[:, None]
-        return total / count, State({"total": total[:, -1]}, state.position + x.shape[1])
-
-class Leaky(Mean):
-    look_ahead = True
-
-class Huge(Mean):
-    def __init__(self, width, heads):
-        super().__init__(width, heads)
-        self.spare = nn.Parameter(torch.zeros(100 * width, width))
-
-class Broken(Mean):
-    """Keeps the contract at the small size that is checked, not at the trained one."""
-
-    def forward(self, x):
-        return super().forward(x) * (float("nan") if self.training else 1.0)
-
-class Choosing(Mean):
-    def forward(self, x):
-        self.auxiliary = 100.0 + 0.0 * self.map.weight.sum()
-        return super().forward(x)
-'''
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """A package of the user's with mixers, as mine_HASH:Class."""
-    name = "mine_" + tmp_path.name.replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    return name
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """Tasks small enough for a test."""
-    monkeypatch.setitem(TASKS, "mqar", MQAR)
-    monkeypatch.setitem(TASKS, "copy", copy_task(length=9, symbols=4, test=10, batch=4, steps=3))
-    monkeypatch.setitem(TASKS, "text", text_task(length=16, test=4, batch=2, steps=3))
-    digits = digits_task("digits", causal=False, train=60, test=20, batch=4, steps=2)
-    monkeypatch.setitem(TASKS, "digits", digits)
-
-
-def settings(*mixers, **given):
-    usual = {"tasks": ("mqar",), "seeds": 2, "rates": (1e-3,), "steps": 2, "widths": (16,), "lengths": ()}
-    return MixerSettings(mixers=mixers or ("softmax",), **usual | given)
 
 
 def test_the_reference_is_its_own_budget():
@@ -167,11 +96,13 @@ def test_a_row_is_the_mean_of_the_seeds_that_finished():
     row = row_of(mixer_entry("softmax"), SIZE, plan, [{"rate": 1.0, "score": 0.1, "curve": []}], runs)
     assert row["mean"] == pytest.approx(0.3) and row["sd"] == pytest.approx(statistics.stdev([0.2, 0.4]))
     assert row["diverged"] == 1 and "curve" not in row["sweep"][0]
+    lone = row_of(mixer_entry("softmax"), SIZE, plan, [], runs[:2])
+    assert (lone["mean"], lone["sd"]) == (0.2, None)
 
 
 def test_the_result_holds_every_task_mixer_and_width(tiny, mine, tmp_path):
     asked = settings(
-        "softmax", f"{mine}:Mean", tasks=("mqar", "digits"), widths=(8, 16), seeds=1, lengths=(16, 24, 40)
+        "softmax", f"{mine}:Mean", tasks=("mqar", "digits"), widths=(8, 16), seeds=1, lengths=(16, 24, 32, 40)
     )
     result = bench_mixers(asked, out=tmp_path, command=asked.command())
     assert json.loads((tmp_path / "mixers.json").read_text()) == json.loads(json.dumps(result))
@@ -187,8 +118,8 @@ def test_the_result_holds_every_task_mixer_and_width(tiny, mine, tmp_path):
     speed = result["speed"]
     softmax, mean = speed["rows"]
     assert (
-        softmax["state_bytes"] == [4 * 2 * n * 256 for n in (16, 24, 40)]
-        and mean["state_bytes"] == [1024] * 3
+        softmax["state_bytes"] == [4 * 2 * n * 256 for n in (16, 24, 32, 40)]
+        and mean["state_bytes"] == [1024] * 4
     )
     assert all(
         value > 0 for name in ("forward_ms", "train_ms", "train_bytes", "decode_us") for value in mean[name]
@@ -215,27 +146,14 @@ def test_an_interrupted_comparison_goes_on_also_with_more(tiny, tmp_path, monkey
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_another_version_of_a_mixer_is_trained_anew(mine, tmp_path):
-    before = bench_module._code(f"{mine}:Mean")
-    (tmp_path / f"{mine}.py").write_text(MINE + "\n# changed\n")
-    assert bench_module._code(f"{mine}:Mean") != before
-    assert bench_module._code("softmax") == "softmax"
-
-
-def test_a_mixer_that_looks_ahead_is_refused(mine, tmp_path):
-    with pytest.raises(
-        UsageError, match=r"Leaky breaks the contract of mixers.*\n  CS future: the output of"
-    ):
-        bench_mixers(settings(f"{mine}:Leaky"), out=tmp_path / "out")
-    with pytest.raises(
-        UsageError, match="mixer must be one of .*softmax.*, or package.module:Class, got 'no'"
-    ):
-        bench_mixers(settings("no"), out=tmp_path / "out")
-    with pytest.raises(
-        UsageError, match="mixer 'nowhere:Mixer' cannot be imported: No module named 'nowhere'"
-    ):
-        bench_mixers(settings("nowhere:Mixer"), out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": "other"}', '{"schema": "some.part", "version": 1}'])
+def test_a_damaged_part_is_made_anew(tmp_path, damage):
+    kept = Parts(tmp_path, "some", 1)
+    assert kept.keep("one", lambda: (1, 2)) == [1, 2]
+    assert kept.keep("one", lambda: pytest.fail("it is there")) == [1, 2]
+    (tmp_path / "one.json").write_text(damage)
+    assert kept.keep("one", lambda: {"made": "anew"}) == {"made": "anew"}
+    assert kept.keep("one", lambda: pytest.fail("it is there")) == {"made": "anew"}
 
 
 def test_speed_tells_why_a_mixer_is_not_there(mine):
@@ -259,8 +177,12 @@ def test_efficiency_is_of_the_lengths_that_both_have():
     assert found["forward_ms"]["length"] == pytest.approx(
         250
     )  # the time of 100 tokens is left out of the line
-    assert found["train_ms"] == {"absent": "a fit needs 3 lengths, there are 2"}
+    assert found["train_ms"] == {"absent": "a fit needs 4 lengths, there are 2"}
     assert found["train_bytes"]["length"] == pytest.approx(50)
+    bare = softmax | {"mixer": "bare", "forward_ms": [1, 2, 3, 4], "train_bytes": [1, 2, 3, 4]}
+    told = efficiency([softmax, bare | {"train_ms": [10 * cost for cost in dense]}], lengths)["bare"]
+    assert told["forward_ms"]["cheaper"] == "always" and "length" not in told["forward_ms"]
+    assert told["train_ms"]["cheaper"] == "never"
     assert efficiency([row], lengths) == {}
 
 
@@ -294,6 +216,10 @@ def test_every_task_trains_the_reference(name, tmp_path):
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"widths": (63,)}, "widths must be multiples of the 2 heads, got 63"),
+        (
+            {"lengths": (64, 128, 256)},
+            "lengths must be at least 4, through fewer any curve goes, or none .*; got 64,128,256",
+        ),
         ({"lengths": (64, 32)}, "lengths must be at least 1 and ascend, got 64,32"),
     ],
 )

@@ -33,9 +33,22 @@ def test_order_does_not_matter_and_skip_leaves_out_the_shortest():
 
 
 def test_no_crossing():
-    n = [1, 2, 3]
-    assert efficiency_length(n, [1, 4, 9], [-15, -25, -35]).length is None
-    assert efficiency_length(n, [-1, -4, -9], [1, 2, 3]).length is None
+    n = [1, 2, 3, 4]
+    assert efficiency_length(n, [1, 4, 9, 16], [-15, -25, -35, -45]).length is None
+    assert efficiency_length(n, [-1, -4, -9, -16], [1, 2, 3, 4]).length is None
+
+
+@pytest.mark.parametrize(
+    ("quadratic", "linear", "cheaper"),
+    [
+        ((11, 14, 19, 26), (1, 2, 3, 4), "always"),
+        ((1, 2, 3, 4), (11, 12, 13, 14), "never"),  # both grow alike
+        ((5, 6, 5, 2), (1, 2, 3, 4), "partly"),
+    ],
+)
+def test_without_a_crossing_the_costs_say_who_costs_less(quadratic, linear, cheaper):
+    found = efficiency_length([1, 2, 3, 4], quadratic, linear)
+    assert found.length is None and found.cheaper == cheaper
 
 
 def test_errors():
@@ -43,14 +56,20 @@ def test_errors():
         ValueError, match=r"must be lists of one length, got shapes \(3,\), \(3,\) and \(2,\)"
     ):
         efficiency_length([1, 2, 3], [1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="at least 3 lengths and a line 2 after skip=2, got 3 lengths"):
-        efficiency_length([1, 2, 3], [1, 2, 3], [1, 2, 3], skip=2)
-    good, bad = [1, 2, 3], [1, float("nan"), 3]
-    with pytest.raises(ValueError, match=r"linear must be finite numbers, got \[1.0, nan, 3.0\]"):
+    with pytest.raises(
+        ValueError, match="at least 4 lengths for the parabola and 3 after skip=0 for the line, got 3 lengths"
+    ):
+        efficiency_length([1, 2, 3], [1, 2, 3], [1, 2, 3])
+    with pytest.raises(ValueError, match="and 3 after skip=2 for the line, got 4 lengths"):
+        efficiency_length([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], skip=2)
+    good, bad = [1, 2, 3, 4], [1, float("nan"), 3, 4]
+    with pytest.raises(ValueError, match=r"linear must be finite numbers, got \[1.0, nan, 3.0, 4.0\]"):
         efficiency_length(good, good, bad)
     with pytest.raises(ValueError, match="quadratic must be finite numbers"):
-        efficiency_length(good, [1, float("inf"), 3], good)
+        efficiency_length(good, [1, float("inf"), 3, 4], good)
     with pytest.raises(ValueError, match="lengths must be finite numbers"):
         efficiency_length(bad, good, good)
-    with pytest.raises(ValueError, match=r"lengths must differ, one cost for each, got \[1.0, 2.0, 2.0\]"):
-        efficiency_length([1, 2, 2], good, good)
+    with pytest.raises(
+        ValueError, match=r"lengths must differ, one cost for each, got \[1.0, 2.0, 2.0, 3.0\]"
+    ):
+        efficiency_length([1, 2, 2, 3], good, good)

@@ -98,7 +98,7 @@ RESULT = {
         "efficiency": {
             "my | pack:Mine": {
                 "forward_ms": {"length": 700.4},
-                "train_ms": {"absent": "the fits do not cross"},
+                "train_ms": {"absent": "the fits do not cross", "cheaper": "never"},
                 "train_bytes": {"length": 5000.0},
             }
         },
@@ -120,14 +120,17 @@ def test_tables_hold_what_was_measured():
         and recall.rows[1][4] == "99.0"
         and recall.rows[1][-2:] == ("101.0", "none")
     )
-    assert recall.notes[-3:] == (
+    assert recall.notes[0].startswith("Accuracy on held-out data, higher is better: mean and standard dev")
+    assert recall.notes[-4:] == (
         "FLOPs of Mine lack mine::kernel.",
         "Mine: 1 of 2 seeds diverged and are left out of the mean.",
+        "FLOPs are those of torch's operations: what Mine may compute in numpy, numba or other code outside "
+        "of torch is not counted, and buys steps that the others do not get.",
         "Left out: x has no CS form.",
     )
     assert speed.title == "Time and memory of one layer at 1,024 tokens"
     assert speed.rows[0] == ("softmax", "4", "125", "4", "none", "4", "", "", "")
-    assert speed.rows[1] == ("Mine", "", "", "", "", "", "700", "none", "(5,000)")
+    assert speed.rows[1] == ("Mine", "", "", "", "", "", "700", "never", "(5,000)")
     assert speed.notes[-1] == (
         "Mine was not measured beyond 512 tokens: a training call took more than 10 s."
     )
@@ -136,9 +139,38 @@ def test_tables_hold_what_was_measured():
 def test_flops_far_from_the_budget_are_told():
     task = TASK | {"rows": [SOFTMAX | {"steps": 3, "flops_budget": 40_000_000}]}
     (table,) = mixer_tables(RESULT | {"tasks": [task], "speed": None})
+    assert not any("numpy" in note for note in table.notes)  # a mixer of ours alone
     assert table.notes[-1] == (
         "Of the FLOPs softmax at width 64 75.0%: whole steps come no nearer, train for more of them."
     )
+
+
+def test_one_seed_has_no_deviation():
+    lone = SOFTMAX | {"runs": [{"curve": CURVE}], "sd": None}
+    result = RESULT | {"tasks": [TASK | {"rows": [lone]}], "speed": None}
+    result["settings"] = RESULT["settings"] | {"seeds": 1}
+    (table,) = mixer_tables(result)
+    assert table.rows[0][1] == "0.988" and "higher is better: one seed, at the" in table.notes[0]
+    spec = frontier_figure(result, result["tasks"][0]).to_dict()
+    point = rows_of(spec, spec["layer"][-1] if "data" in spec["layer"][-1] else spec)[0]
+    assert point["low"] == point["high"] == 0.9876
+    assert "one seed at equal parameters and FLOPs" in str(spec["title"])
+    assert "associative recall; one seed" in str(loss_figure(result, result["tasks"][0]).to_dict()["title"])
+
+
+@pytest.mark.parametrize(
+    ("found", "cell"),
+    [
+        ({"absent": "the fits do not cross", "cheaper": "always"}, "always"),
+        ({"absent": "the fits do not cross", "cheaper": "partly"}, "partly"),
+        ({"absent": "a fit needs 4 lengths, there are 2"}, "too few"),
+    ],
+)
+def test_without_a_length_the_table_says_which_costs_less(found, cell):
+    speed = copy.deepcopy(RESULT["speed"])
+    speed["efficiency"]["my | pack:Mine"]["forward_ms"] = found
+    table = mixer_tables(RESULT | {"speed": speed})[-1]
+    assert table.rows[1][6] == cell and "costs less at all, some or none" in table.notes[1]
 
 
 def test_widths_have_a_column_where_there_are_several():

@@ -94,7 +94,8 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
     if own:
         notes.append(
             f"FLOPs are those of torch's operations: what {', '.join(dict.fromkeys(own))} may compute in "
-            "numpy, numba or other code outside of torch is not counted, and would be trained for free."
+            "numpy, numba or other code outside of torch is not counted, and buys steps that the others "
+            "do not get."
         )
     missed = [
         f"{called[row['mixer']]} at width {row['width']} {spent:.1%}"

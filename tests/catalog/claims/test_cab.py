@@ -76,6 +76,9 @@ def test_efficiency_lengths_are_told_where_costs_were_measured():
             run |= {f"{unit}, {name}, {n}": float(n) for name in mini_cab.ATTENTIONS[1:]}
             run[f"{unit}, vanilla, {n}"] = n * n / 1000
     assert "abc 1000 (time)" in claims.judge([run] * 3).measured
+    for n in claims.TIMED:
+        run |= {f"ms, abc, {n}": 1e-3, f"ms, vanilla, {n}": 2.0 + n * n}
+    assert "abc always cheaper (time)" in claims.judge([run] * 3).measured
     assert "Efficiency" not in claims.judge([run_with()] * 3).measured
 
 

@@ -67,10 +67,10 @@ def check_small(entry: MixerEntry, heads: int) -> None:
 def breaches(entry: MixerEntry, task: BenchTask, width: int, heads: int) -> None:
     """Shape, future and batch at the size that is trained: a mixer may look ahead in long sequences alone.
 
-    In float64 and evaluation mode, at a few cuts. UsageError: what is broken. Absent: it cannot have this size.
+    In float64 and evaluation mode, at a few cuts. UsageError: what is broken. Absent: it cannot be run.
     """
     setting = Setting(width, heads, causal=task.causal, length=task.length)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(), taking_part(entry):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), taking_part(entry):
         torch.manual_seed(0)
         found = [f"{setting.form} {text}" for text in _found(entry, setting, task.length)]
     if found:

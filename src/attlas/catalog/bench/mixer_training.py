@@ -35,7 +35,8 @@ def net_values(
 ) -> dict[str, Any]:
     """Train and judge one network: score and loss on held-out data, the training curve; or "diverged": why.
 
-    Absent: a mixer of the user's fails. Weights, data and order depend on the seed alone. curve: [[FLOPs so far, mean training loss], ...].
+    Weights, data and order depend on the seed alone. curve: [[FLOPs so far, mean training loss], ...].
+    Absent: a mixer of the user's fails.
     """
     recipe = Recipe(
         steps=plan.steps, learning_rate=rate, warm_up=min(SMALL_RECIPE.warm_up, max(1, plan.steps // 5))
@@ -85,7 +86,10 @@ def row_of(
     sweep: Sequence[Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """A mixer on a task: its budgets, the sweep, every run, mean and sample standard deviation (of two and more)."""
+    """A mixer on a task: its budgets, the sweep, every run, mean and sample standard deviation.
+
+    The latter is None of a single score.
+    """
     scores = [run["score"] for run in runs if "score" in run]
     row: dict[str, Any] = {"mixer": entry.name, "width": size.width, "heads": size.heads, **plan.to_dict()}
     row |= {
