@@ -175,6 +175,7 @@ register_mixer(
         frozenset({"CS"}),
         stateful=True,
         padding=True,
+        local=True,
         why_not="a noncausal window is a pattern of SelfAttention; across sequences places mean nothing",
     )
 )
