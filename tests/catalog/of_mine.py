@@ -55,12 +55,12 @@ class Late(Mean):
 
     def forward(self, x):
         out = super().forward(x)
-        return out + x.mean(1, keepdim=True) if x.shape[1] > 13 else out
+        return out + x.mean(1, keepdim=True) if x.shape[1] > 140 else out
 
 class Mixed(Mean):
     def forward(self, x):
         out = super().forward(x)
-        return out + x.mean(0) if x.shape[1] > 13 else out
+        return out + x.mean(0) if x.shape[1] > 140 else out
 
 class Chunks(nn.Module):
     """Every token sees its chunk whole."""
@@ -74,13 +74,13 @@ class Chunks(nn.Module):
 
 class Fails(Mean):
     def forward(self, x):
-        if x.shape[1] > 13:
+        if x.shape[1] > 140:
             raise RuntimeError("too long\\nand more")
         return super().forward(x)
 
 class Asserts(Mean):
     def forward(self, x):
-        if x.shape[1] > 13:
+        if x.shape[1] > 140:
             raise AssertionError
         return super().forward(x)
 
@@ -88,7 +88,7 @@ class Untrained(Mean):
     """Passes every check and fails in training."""
 
     def forward(self, x):
-        if self.training and x.shape[1] > 13:
+        if self.training and x.shape[1] > 140:
             raise KeyError("training")
         return super().forward(x)
 

@@ -9,7 +9,7 @@ from attlas._common.errors import UsageError
 from attlas.catalog.bench import mixer_own as own_module
 from attlas.catalog.bench.mixer_nets import Size, fitted
 from attlas.catalog.bench.mixer_own import Absent, breaches, own_code
-from attlas.catalog.bench.mixer_tasks import TASKS, text_task
+from attlas.catalog.bench.mixer_tasks import TASKS, recall_task, text_task
 from attlas.catalog.bench.mixers import bench_mixers
 from attlas.layers import MixerEntry, mixer_entry
 from attlas.report.mixer_page import write_mixers
@@ -17,6 +17,7 @@ from attlas.report.mixer_tables import mixer_tables
 from catalog.of_mine import MINE, MQAR, settings
 
 SIZE = Size(16, 2)
+LONG = recall_task(vocabulary=160, length=144, pairs=2, train=64, test=20, batch=8, steps=2)
 
 
 def test_another_version_of_a_mixer_is_trained_anew(mine, tmp_path):
@@ -73,11 +74,12 @@ def test_a_mixer_that_looks_ahead_is_refused(mine, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mixer_that_looks_ahead_in_long_sequences_alone_is_refused(mine, tiny, tmp_path):
-    """The small check has 13 tokens, the task 16."""
+def test_a_mixer_that_looks_ahead_in_long_sequences_alone_is_refused(mine, tiny, tmp_path, monkeypatch):
+    """The small check has fewer tokens than the task."""
+    monkeypatch.setitem(TASKS, "mqar", LONG)
     for name, said in (
-        ("Late", "CS future: the first 3 tokens alone"),
-        ("Mixed", "CS batch: with 16 tokens"),
+        ("Late", "CS future: the output of the first 1 tokens changes with the 143 after"),
+        ("Mixed", "CS batch: with 144 tokens"),
     ):
         with pytest.raises(
             UsageError, match=f"{name} breaks .* on task mqar at width 16, its figures .*\n  {said}"
@@ -123,8 +125,9 @@ def test_a_mixer_entry_of_the_users_is_called_as_it_was_asked_for(mine, tiny, tm
         ("Untrained", "raised KeyError: 'training'"),
     ],
 )
-def test_a_mixer_that_fails_at_the_real_size_alone_is_absent(mine, tiny, tmp_path, name, said):
-    asked = settings("softmax", f"{mine}:{name}", tasks=("mqar", "copy"), lengths=(4, 8, 12, 16))
+def test_a_mixer_that_fails_at_the_real_size_alone_is_absent(mine, tiny, tmp_path, monkeypatch, name, said):
+    monkeypatch.setitem(TASKS, "mqar", LONG)
+    asked = settings("softmax", f"{mine}:{name}", tasks=("mqar", "copy"), lengths=(4, 8, 12, 144))
     result = bench_mixers(asked, out=tmp_path)
     recall, copied = (task["rows"] for task in result["tasks"])
     assert recall[0]["mean"] >= 0 and copied[1]["mean"] >= 0  # nine tokens are few enough
