@@ -36,8 +36,8 @@ def efficiency_length(
 
     quadratic: costs of softmax attention; linear: of the other, in the same unit. skip: shortest lengths that
     the linear fit leaves out (1 in the source for times, 0 for memory). A length outside of `lengths` is
-    an extrapolation. Raises ValueError for lists that do not fit or are too short (through 3 points a parabola
-    always goes), numbers that are not finite, and equal lengths.
+    an extrapolation. Raises ValueError for lists that do not fit or are too short (a parabola goes through
+    any 3 points), numbers that are not finite, and equal lengths.
     """
     n, first, second = (np.asarray(part, dtype=np.float64) for part in (lengths, quadratic, linear))
     if not (n.ndim == 1 and n.shape == first.shape == second.shape):
