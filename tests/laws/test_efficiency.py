@@ -62,6 +62,9 @@ def test_errors():
         efficiency_length([1, 2, 3], [1, 2, 3], [1, 2, 3])
     with pytest.raises(ValueError, match="and 3 after skip=2 for the line, got 4 lengths"):
         efficiency_length([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], skip=2)
+
+
+def test_numbers_that_no_fit_can_take_are_refused():
     good, bad = [1, 2, 3, 4], [1, float("nan"), 3, 4]
     with pytest.raises(ValueError, match=r"linear must be finite numbers, got \[1.0, nan, 3.0, 4.0\]"):
         efficiency_length(good, good, bad)
@@ -70,6 +73,6 @@ def test_errors():
     with pytest.raises(ValueError, match="lengths must be finite numbers"):
         efficiency_length(bad, good, good)
     with pytest.raises(
-        ValueError, match=r"lengths must differ, one cost for each, got \[1.0, 2.0, 2.0, 3.0\]"
+        ValueError, match=r"lengths must differ, one cost for each, got \[1.0, 2.0, 2.0, 4.0\]"
     ):
-        efficiency_length([1, 2, 2, 3], good, good)
+        efficiency_length([1, 2, 2, 4], good, good)

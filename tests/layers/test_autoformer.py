@@ -178,8 +178,7 @@ def test_errors():
         AutoCorrelation(8, 3)
     with pytest.raises(ValueError, match=r"factor must be above 0 .*got 0"):
         AutoCorrelation(8, 2, factor=0)
-    training: Any = "foo"
     with pytest.raises(ValueError, match="training must be one of batch, sample, channel, got 'foo'"):
-        AutoCorrelation(8, 2, training=training)
+        AutoCorrelation(8, 2, training="foo")
     with pytest.raises(ValueError, match="lags per channel need values as wide as the keys, got 2 and 3"):
         auto_correlation(draw(1, 1, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 2), shared="channel")

@@ -4,7 +4,7 @@ Source: Wu et al. 2021, arXiv 2106.13008. Legend: L length of the queries, S of 
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -127,7 +127,7 @@ class AutoCorrelation(nn.Module):
         *,
         factor: float = 1.0,
         aligned: bool = False,
-        training: Shared = "batch",
+        training: str = "batch",
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -136,7 +136,8 @@ class AutoCorrelation(nn.Module):
             raise ValueError(f"factor must be above 0 (it makes floor(factor ln L) lags), got {factor}")
         if training not in get_args(Shared):
             raise ValueError(f"training must be one of {', '.join(get_args(Shared))}, got {training!r}")
-        self.heads, self.factor, self.aligned, self.shared = heads, factor, aligned, training
+        self.heads, self.factor, self.aligned = heads, factor, aligned
+        self.shared = cast(Shared, training)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

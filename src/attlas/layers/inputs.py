@@ -6,7 +6,7 @@ __all__ = ["check_tokens"]
 
 
 def check_tokens(owner: str, *, rows: bool = True, **parts: Tensor | None) -> None:
-    """ValueError if one of `parts` (B, N, ...), None aside, has no token or, with `rows`, no batch row."""
+    """ValueError if a part (B, N, ...) that is not None has no token or, with `rows`, no batch row."""
     for name, part in parts.items():
         if part is None or (part.shape[1] and (part.shape[0] or not rows)):
             continue
