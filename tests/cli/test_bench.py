@@ -84,21 +84,22 @@ def test_bench_mixers_prints_and_writes(attlas_says, tmp_path, monkeypatch):
 
     monkeypatch.setitem(TASKS, "copy", copy_task(length=9, symbols=4, test=10, batch=4, steps=2))
     (tmp_path / "mine_of_the_command.py").write_text(
-        "from torch import nn\n\n\nclass Each(nn.Linear):\n"
-        "    def __init__(self, width, heads):\n        super().__init__(width, width)\n"
+        "from torch import nn\n\n\nclass Sums(nn.Linear):\n"
+        "    def __init__(self, width, heads):\n        super().__init__(width, width)\n\n"
+        "    def forward(self, x):\n        return super().forward(x).cumsum(1)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    asked = ["bench", "mixers", "--mixer", "mine_of_the_command:Each", "--task", "copy", "--seeds", "1"]
+    asked = ["bench", "mixers", "--mixer", "mine_of_the_command:Sums", "--task", "copy", "--seeds", "1"]
     asked += ["--rates", "0.01", "--widths", "8", "--lengths", "", "--out", "out"]
     code, text, _ = attlas_says(*asked)
-    assert code == 0 and "copy: copying 4 random symbols of 4" in text and "Each" in text
+    assert code == 0 and "copy: copying 4 random symbols of 4" in text and "Sums" in text
     assert (tmp_path / "out" / "mixers" / "loss-copy.png").exists()
     code, text, _ = attlas_says(*asked, "--json")
     result = json.loads(text)
     assert result == json.loads((tmp_path / "out" / "mixers.json").read_text())
     assert result["command"] == (
-        "attlas bench mixers --mixer mine_of_the_command:Each --task copy --seeds 1 --rates 0.01 --widths 8 "
+        "attlas bench mixers --mixer mine_of_the_command:Sums --task copy --seeds 1 --rates 0.01 --widths 8 "
         "--lengths ''"
     )
 
