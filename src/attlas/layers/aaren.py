@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attlas.layers.inputs import state_before
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.scan import State, scan
 
@@ -57,9 +58,7 @@ class Aaren(nn.Module):
 
     def start(self, batch: int) -> State:
         """Before the first token."""
-        nothing = self.asks.new_zeros(batch, 1, len(self.asks))
-        none = torch.zeros(batch, 1, dtype=torch.bool, device=nothing.device)
-        return self.advance(nothing, None, valid=none)[1].detach()
+        return state_before(self.advance, batch, self.asks, len(self.asks))
 
     def advance(
         self, x: Float[Tensor, "B N C"], state: State | None, *, valid: Bool[Tensor, "B N"] | None = None

@@ -4,12 +4,12 @@ Source: Arora et al. 2024, arXiv 2402.18668; HazyResearch/based and HazyResearch
 H heads, N tokens, C width, D width of the features' input.
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.layers.attention import SelfAttention
+from attlas.layers.inputs import state_before
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.layers.short_conv import ShortConv
 from attlas.pattern import causal, window
@@ -52,9 +52,7 @@ class TaylorAttention(nn.Module):
 
     def start(self, batch: int) -> State:
         """Before the first token."""
-        nothing = self.out.weight.new_zeros(batch, 1, self.out.in_features)
-        none = torch.zeros(batch, 1, dtype=torch.bool, device=nothing.device)
-        return self.advance(nothing, None, valid=none)[1].detach()
+        return state_before(self.advance, batch, self.out.weight, self.out.in_features)
 
     def advance(
         self, x: Float[Tensor, "B N C"], state: State | None, *, valid: Bool[Tensor, "B N"] | None = None

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attlas.layers.inputs import check_tokens
+from attlas.layers.inputs import check_tokens, state_before
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.scan import scan
 from attlas.scan.state import State, wide
@@ -95,9 +95,7 @@ class CosformerAttention(nn.Module):
 
     def start(self, batch: int) -> State:
         """Before the first token."""
-        nothing = self.out.weight.new_zeros(batch, 1, self.out.in_features)
-        none = torch.zeros(batch, 1, dtype=torch.bool, device=nothing.device)
-        return self._advanced(nothing, None, none)[1].detach()
+        return state_before(self._advanced, batch, self.out.weight, self.out.in_features)
 
     def advance(
         self, x: Float[Tensor, "B N C"], state: State, *, valid: Bool[Tensor, "B N"] | None = None

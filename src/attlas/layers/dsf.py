@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.layers.inputs import state_before
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.layers.short_conv import ShortConv
 from attlas.scan import Affine, Kernel, State, elu1, prefix, scan
@@ -216,9 +217,7 @@ def _joined(mixed: Tensor) -> Tensor:
 
 def _empty(module: LinearAttention | NormalisedLinear, batch: int) -> State:
     """The state behind a token that does not count."""
-    nothing = module.out.weight.new_zeros(batch, 1, module.out.in_features)
-    none = torch.zeros(batch, 1, dtype=torch.bool, device=nothing.device)
-    return module.advance(nothing, None, valid=none)[1].detach()
+    return state_before(module.advance, batch, module.out.weight, module.out.in_features)
 
 
 def _linear(setting: Setting) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attlas.layers.inputs import state_before
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.scan import LogSumExp, State, prefix, scan
 from attlas.scan.state import wide
@@ -251,9 +252,7 @@ class CausalFlowAttention(FlowAttention):
 
     def start(self, batch: int) -> State:
         """Before the first token."""
-        nothing = self.out.weight.new_zeros(batch, 1, self.out.out_features)
-        none = torch.zeros(batch, 1, dtype=torch.bool, device=nothing.device)
-        return self.advance(nothing, None, valid=none)[1].detach()
+        return state_before(self.advance, batch, self.out.weight, self.out.out_features)
 
     def advance(
         self, x: Float[Tensor, "B N C"], state: State | None, *, valid: Bool[Tensor, "B N"] | None = None

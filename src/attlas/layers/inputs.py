@@ -1,8 +1,13 @@
-"""What token mixers ask of their inputs before they compute."""
+"""What token mixers ask of their inputs before they compute, and the state before the first of them."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-__all__ = ["check_tokens"]
+from attlas.scan import State
+
+__all__ = ["check_tokens", "state_before"]
 
 
 def check_tokens(owner: str, *, rows: bool = True, **parts: Tensor | None) -> None:
@@ -12,3 +17,13 @@ def check_tokens(owner: str, *, rows: bool = True, **parts: Tensor | None) -> No
             continue
         least = "at least one batch row and one token" if rows else "at least one token"
         raise ValueError(f"{owner}: {name} must have {least}, got shape {tuple(part.shape)}")
+
+
+def state_before(advance: Callable[..., tuple[Tensor, State]], batch: int, like: Tensor, width: int) -> State:
+    """The state behind one token that does not count, which is that before the first one.
+
+    advance: `(x (B, 1, width), None, valid=)` -> (y, state) of the mixer; like: has its type and device.
+    """
+    nothing = like.new_zeros(batch, 1, width)
+    none = torch.zeros(batch, 1, dtype=torch.bool, device=like.device)
+    return advance(nothing, None, valid=none)[1].detach()

@@ -17,7 +17,8 @@ def reference(terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     phi_query, phi_key = (
         terms.kernel.features(x.to(dtype), terms.positions) for x in (terms.query, terms.key)
     )
-    fading, alive = _fading(terms)
+    fading = None if terms.decay is None else terms.decay.cumsum(2)
+    alive = _edges(terms, causal=True)
     gate = torch.zeros_like(terms.value[..., 0], dtype=dtype) if terms.gate is None else terms.gate
     exponent = gate[..., None, :]
     if fading is not None and not terms.channels:
@@ -53,17 +54,15 @@ def reference(terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return out, sums, scale, weights
 
 
-def _fading(terms: Terms) -> tuple[Tensor | None, Tensor]:
-    """Running log-decay, and which pairs (B, H, n, n) are edges."""
+def _edges(terms: Terms, *, causal: bool) -> Tensor:
+    """Which pairs (B, H, n, n) are edges: live keys of the row's own sequence."""
     batch, heads, length, _ = terms.value.shape
-    alive = torch.ones(length, length, dtype=torch.bool, device=terms.value.device).tril()
-    alive = alive.expand(batch, heads, length, length)
+    alive = torch.ones(length, length, dtype=torch.bool, device=terms.value.device)
+    alive = (alive.tril() if causal else alive).expand(batch, heads, length, length)
     if terms.fresh is not None:
         runs = terms.fresh.cumsum(2)
         alive = alive & (runs[..., :, None] == runs[..., None, :])
-    if terms.live is not None:
-        alive = alive & terms.live[..., None, :]
-    return None if terms.decay is None else terms.decay.cumsum(2), alive
+    return alive if terms.live is None else alive & terms.live[..., None, :]
 
 
 def _entered(terms: Terms) -> Tensor:
@@ -87,13 +86,7 @@ def everywhere(terms: Terms) -> tuple[Tensor, Tensor]:
     """Outputs and weights (B, H, n, n) where every row sees every key of its segment."""
     dtype = terms.sums.dtype
     query, key = (terms.kernel.features(x.to(dtype), terms.positions) for x in (terms.query, terms.key))
-    batch, heads, length, _ = terms.value.shape
-    alive = torch.ones(batch, heads, length, length, dtype=torch.bool, device=query.device)
-    if terms.fresh is not None:
-        runs = terms.fresh.cumsum(2)
-        alive = alive & (runs[..., :, None] == runs[..., None, :])
-    if terms.live is not None:
-        alive = alive & terms.live[..., None, :]
+    alive = _edges(terms, causal=False)
     weights = (query @ key.transpose(-1, -2)).expand_as(alive)
     if terms.gate is not None:
         gate = terms.gate[..., None, :].expand_as(alive).masked_fill(~alive, FLOOR)
