@@ -49,7 +49,7 @@ def claim_section(result: Mapping[str, Any]) -> str:
     return (
         f"## {result['title']} ({result['source']})\n\n"
         f"**Paper says**: {result['says']}\n\n"
-        f"**Judged by** (written before measuring): {result['rule']}\n\n"
+        f"**Judged by** (written before its results were seen): {result['rule']}\n\n"
         f"**Measured here**: {result['measured']}\n\n"
         f"**Verdict: {result['verdict']}**\n\n"
         + table(["value", "mean", "sd", "least", "largest"], rows)
@@ -160,7 +160,7 @@ def readme_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         seeds = min(len(result["runs"]) for result in claims)
         parts.append(
             f"Central claims of {len(claims)} papers, each measured again with at least {seeds} seeds by a "
-            f"rule written before: {told}. [RESULTS.md](RESULTS.md) says by how much.\n\n"
+            f"rule written before its results were seen: {told}. [RESULTS.md](RESULTS.md) says by how much.\n\n"
             + table(
                 ["system", "source", "verdict"],
                 [[result["title"], result["source"], result["verdict"]] for result in claims],
