@@ -160,7 +160,8 @@ def readme_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         seeds = min(len(result["runs"]) for result in claims)
         parts.append(
             f"Central claims of {len(claims)} papers, each measured again with at least {seeds} seeds by a "
-            f"rule written before its results were seen: {told}. [RESULTS.md](RESULTS.md) says by how much.\n\n"
+            f"rule written before its results were seen: {told}. "
+            "[RESULTS.md](RESULTS.md) says by how much.\n\n"
             + table(
                 ["system", "source", "verdict"],
                 [[result["title"], result["source"], result["verdict"]] for result in claims],
