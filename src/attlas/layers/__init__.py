@@ -24,6 +24,8 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -80,12 +82,15 @@ __all__ = [
     "Finding",
     "FixedCurvature",
     "FlowAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
@@ -128,6 +133,8 @@ __all__ = [
     "check_mixer",
     "dag_penalty",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
     "kv_cache_only",
@@ -141,4 +148,5 @@ __all__ = [
     "rotary",
     "rotary_pairs",
     "sliding_window",
+    "split_gate",
 ]
