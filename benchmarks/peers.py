@@ -25,8 +25,8 @@ LOOP_TOKENS = 4096  # a loop over tokens takes too long beyond
 PEERS = ("fla-core", "mambapy", "einops")
 NOTES = [
     f"Batch 1, {HEADS} heads of width {WIDTH} (Taylor: queries and keys of {TAYLOR_WIDTH}); Mamba: "
-    f"{CHANNELS} channels of {STATES} states; float32. Medians of runs in turns in one process; the peer's result is "
-    "compared with ours before. Each gets its tensors in the layout that it asks for.",
+    f"{CHANNELS} channels of {STATES} states; float32. Medians of runs in turns in one process; the "
+    "peer's result is compared with ours before. Each gets its tensors in the layout that it asks for.",
     "The files named naive of fla-core are its readable definitions, not its speed: its kernels need a GPU "
     "with Triton and were not run. mambapy's parallel scan is meant for speed.",
     "extra_mb, peer_mb: largest memory held above the inputs, results and gradients included.",
