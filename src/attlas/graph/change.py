@@ -62,9 +62,7 @@ def with_self_loops(graph: Graph, *, fill: float = 0.0, kind: int | None = None)
     return graph.replace(
         sender=torch.cat([graph.sender, new]),
         receiver=torch.cat([graph.receiver, new]),
-        edge_attr=None
-        if attr is None
-        else torch.cat([attr, attr.new_full((len(new), *attr.shape[1:]), fill)]),
+        edge_attr=_longer(attr, len(new), fill),
         edge_type=_longer(kinds, len(new), kind),
     )
 

@@ -15,9 +15,9 @@ __all__ = ["segment_reduce", "segment_softmax"]
 def segment_reduce(x: Float[Tensor, "E *C"], edges: Sorted, reduce: str = "sum") -> Float[Tensor, "n *C"]:
     """x of the edges (in the graph's order) reduced at every node of `edges`; 0 at a node without edges.
 
-    reduce: "sum", "mean", "max" or "min". edges: `graph.by_receiver` (messages that arrive) or `graph.by_sender`. Sums run in one order for each
-    node, without atomics: bitwise the same every time. Gradients: those of torch.segment_reduce; equal
-    maxima share theirs. Cost: E C reads and a sorted copy of x.
+    reduce: "sum", "mean", "max" or "min". edges: `graph.by_receiver` (messages that arrive) or
+    `graph.by_sender`. Sums run in one order for each node, without atomics: bitwise the same every time.
+    Gradients: those of torch.segment_reduce; equal maxima share theirs. Cost: E C reads and a sorted copy.
     """
     if reduce not in ("sum", "mean", "max", "min"):
         raise ValueError(f"reduce must be 'sum', 'mean', 'max' or 'min', got {reduce!r}")
