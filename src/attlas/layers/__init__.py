@@ -23,12 +23,14 @@ from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
+from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
@@ -74,6 +76,7 @@ __all__ = [
     "Decomposition",
     "DependencyBlock",
     "Finding",
+    "FlashSigmoid",
     "FlowAttention",
     "GatedConv",
     "GraphLayoutAttention",
@@ -82,6 +85,7 @@ __all__ = [
     "KernelMix",
     "LayoutGraph",
     "LightningAttention",
+    "LssarAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",

@@ -1,5 +1,7 @@
 """Multi-head self-attention with a pattern, a score and a normaliser of your choice."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class SelfAttention(nn.Module):
         score, normaliser: as in `attend`.
         base: of rotary positions; None: no positions here. factor: they are divided by it (see `rotary`).
         bias: of the four projections.
+        norm: makes a normalisation of a head's width; each of queries and keys has one, before positions.
 
     Shapes: (B, N, width) -> (B, N, width). Cost: 4 width^2 N for the projections plus that of the pattern.
     """
@@ -40,6 +43,7 @@ class SelfAttention(nn.Module):
         base: float | None = None,
         factor: float = 1.0,
         bias: bool = False,
+        norm: Callable[[int], nn.Module] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -58,6 +62,8 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(width, kv_heads * head, bias=bias)
         self.value = nn.Linear(width, kv_heads * head, bias=bias)
         self.out = nn.Linear(heads * head, width, bias=bias)
+        self.query_norm = nn.Identity() if norm is None else norm(head)
+        self.key_norm = nn.Identity() if norm is None else norm(head)
 
     def forward(
         self,
@@ -118,13 +124,12 @@ class SelfAttention(nn.Module):
         return out, State(parts, state.position + count)
 
     def _query(self, x: Tensor, at: Tokens) -> Tensor:
-        return self._placed(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), at)
+        query = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))
+        return self._placed(query.transpose(1, 2), at)
 
     def _key_value(self, x: Tensor, at: Tokens) -> tuple[Tensor, Tensor]:
-        key, value = (
-            make(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for make in (self.key, self.value)
-        )
-        return self._placed(key, at), value
+        key, value = (make(x).unflatten(-1, (self.kv_heads, -1)) for make in (self.key, self.value))
+        return self._placed(self.key_norm(key).transpose(1, 2), at), value.transpose(1, 2)
 
     def _placed(self, part: Tensor, at: Tokens) -> Tensor:
         if self.base is None:
