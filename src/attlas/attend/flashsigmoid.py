@@ -16,8 +16,8 @@ def flash_sigmoid(trained_length: int) -> Sigmoid:
 
     sigmoid(l - log n) = (e^l / n) / (1 + e^l / n), so that the sum of a row of n keys is about 1 at the start
     of training. `Sigmoid()` takes the number of each row's edges instead, and is another function: its bias
-    moves with the row and with a cache. Parts add up; nothing of a row is needed but its own edges. ValueError:
-    a length below 1.
+    moves with the row and with a cache. Parts add up; a weight needs nothing but its own edge. ValueError: a
+    length below 1.
     """
     if trained_length < 1:
         raise ValueError(

@@ -79,9 +79,10 @@ class ShiftPower(Normaliser):
 class PortedPower(Normaliser):
     """max(0, n_i w_ij - o_i)^p as it is, without `ShiftPower`'s division by its largest.
 
-    A port of LSSAR that circulates divides this by its sum plus 1e-8: `PortedPower(15) >> Ratio("identity",
-    1e-8)`. Where nothing exceeds the mean by much, the powers are of the size of 1e-8 and the row loses its
-    weight. For comparison alone. ValueError: a power below 1.
+    A port of LSSAR (On-Point-RND/transformer-architecture-generalization, models/lssar.py) divides this by
+    its sum plus 1e-8: `PortedPower(15) >> Ratio("identity", 1e-8)`. Where nothing exceeds the mean by much,
+    the powers are of the size of 1e-8 and the row loses its weight. For comparison alone. ValueError: a power
+    below 1.
     """
 
     power: float = 15.0
@@ -136,9 +137,13 @@ def lssar(width: int, power: float = 15.0) -> Scoring:
 
 
 def lssar_port(width: int, power: float = 15.0) -> Scoring:
-    """LSSAR as the port that circulates computes it, for comparison (see `PortedPower`)."""
-    found = lssa(width)
+    """LSSAR as a port that circulates computes it, for comparison (see `PortedPower`)."""
     return {
-        "score": found["score"],
-        "normaliser": found["normaliser"] >> PortedPower(power) >> Ratio("identity", PORT_EPS),
+        "score": lssa(width)["score"],
+        "normaliser": (
+            TimesLogCount()
+            >> Ratio("softplus", PORT_EPS)
+            >> PortedPower(power)
+            >> Ratio("identity", PORT_EPS)
+        ),
     }

@@ -143,7 +143,7 @@ class Softmax(Normaliser):
 class Sigmoid(Normaliser):
     """w_ij = 1 / (1 + exp(-(l_ij + bias))).
 
-    bias: a number (`flash_sigmoid(n)` is -log of the trained length, Ramapuram et al. 2024, arXiv 2409.04431),
+    bias: a number (`flash_sigmoid(n)`: -log of the trained length, Ramapuram et al. 2024, arXiv 2409.04431),
     or None for -log(edges of the row); with None a weight depends on the number of edges, and parts do not
     merge.
     """

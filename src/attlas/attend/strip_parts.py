@@ -41,8 +41,8 @@ CALL = np.dtype([*((name, np.int64) for name in WHOLE), ("scale", np.float64), (
 (B, H, N) are contiguous; `order`, `strips`, `runs`, `masks` are those of `strips.Strips`; `first` (B, H, 2)
 the strips of each head; `counter` an int64 that is 0. Backward: grad (B, N, H, V) of out, contiguous; delta =
 sum(grad * out) - grad of lse; grad_key, grad_value (pieces, B, g, M, .) float32 that are 0. rule: one of
-`strip_rules`; by one other than SOFTMAX, lse takes sums of weights (forward), tops (B, H, N) the largest ones,
-delta is not read, and constants (2 forward, CONSTANTS backward, B, H, N) float32 are the queries' own."""
+`strip_rules`; by one other than SOFTMAX, lse takes sums of weights (forward), tops (B, H, N) the largest of
+them, delta is not read, and constants (2 forward, CONSTANTS backward, B, H, N) float32 are the queries'."""
 
 CHUNK = 64  # keys; logits of a chunk take 16 KiB
 PARTS = ROWS // LANES  # vectors of queries

@@ -25,6 +25,8 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -42,8 +44,10 @@ from attlas.layers.maxvit import (
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.performer import PerformerAttention
+from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
+from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
 from attlas.layers.relative_bias import RelativeBias
-from attlas.layers.rotary import rotary
+from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
@@ -56,6 +60,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "PLGA",
     "QLSTM",
     "SGLU",
     "SS2D",
@@ -74,27 +79,33 @@ __all__ = [
     "Combiner",
     "CosformerAttention",
     "Decomposition",
+    "Deduced",
     "DependencyBlock",
     "Finding",
+    "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
-    "LssarAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",
+    "LssarAttention",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetricLearner",
     "MixerEntry",
     "ModulatedBlock",
     "NormalisedLinear",
@@ -102,6 +113,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PrefixPLGA",
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
@@ -123,9 +135,13 @@ __all__ = [
     "auto_correlation",
     "block_partition",
     "check_mixer",
+    "dag_penalty",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
+    "kv_cache_only",
     "lamamba_block",
     "layout_graph",
     "lightning1",
@@ -134,5 +150,7 @@ __all__ = [
     "places",
     "register_mixer",
     "rotary",
+    "rotary_pairs",
     "sliding_window",
+    "split_gate",
 ]

@@ -19,10 +19,10 @@ POWER = 3.0
 
 
 class LssarAttention(SelfAttention):
-    """Self-attention by `lssar(head width, power)`, or by `lssa` where power is None; else `SelfAttention`."""
+    """`SelfAttention` by `lssar(head width, power)`, or by `lssa` where power is None."""
 
     def __init__(self, width: int, heads: int, *, power: float | None = POWER, **named: Any) -> None:
-        head = max(2, width // heads)
+        head = named.get("head_width") or max(2, width // heads)
         super().__init__(width, heads, **(lssa(head) if power is None else lssar(head, power)), **named)
 
 
