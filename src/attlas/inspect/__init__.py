@@ -1,6 +1,7 @@
 """What a mixer does, looked at from outside: as a dynamical system."""
 
 from attlas.inspect.consequences import Check, consequences
+from attlas.inspect.deconstructing import MapStatistics, between, map_statistics
 from attlas.inspect.dsf import describe_mixer, inspect_dsf
 from attlas.inspect.from_mixer import Realised, from_mixer, from_scan, realises
 from attlas.inspect.ltv import LTV
@@ -9,14 +10,17 @@ from attlas.inspect.memory import StateSize, jacobian_kernel, state_size
 __all__ = [
     "LTV",
     "Check",
+    "MapStatistics",
     "Realised",
     "StateSize",
+    "between",
     "consequences",
     "describe_mixer",
     "from_mixer",
     "from_scan",
     "inspect_dsf",
     "jacobian_kernel",
+    "map_statistics",
     "realises",
     "state_size",
 ]

@@ -21,6 +21,7 @@ from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
+from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
@@ -61,6 +62,7 @@ __all__ = [
     "Aaren",
     "AgentAttention",
     "AgentSD",
+    "Approximate",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
@@ -76,6 +78,7 @@ __all__ = [
     "Finding",
     "FlowAttention",
     "GatedConv",
+    "GatedMLP",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -93,6 +96,7 @@ __all__ = [
     "MemoryAsLayer",
     "MixerEntry",
     "ModulatedBlock",
+    "NonApproximate",
     "NormalisedLinear",
     "Partition",
     "PartitionAttention",
@@ -109,6 +113,7 @@ __all__ = [
     "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
+    "SourcedAttention",
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",

@@ -5,6 +5,7 @@ from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
+from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
@@ -29,6 +30,7 @@ __all__ = [
     "BasedConfig",
     "ConViT",
     "CrossBlock",
+    "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
     "GraphLayoutLM",
@@ -57,6 +59,8 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "hybrid",
     "small_halonet",
     "small_maxvit",
+    "standard_layers",
 ]
