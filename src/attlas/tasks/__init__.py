@@ -1,6 +1,7 @@
 """Texts, splits and long-context tasks to calibrate, select and evaluate with."""
 
 from attlas.tasks.bytes import ByteText, byte_text
+from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
@@ -52,6 +53,7 @@ __all__ = [
     "induction",
     "load_series",
     "load_source",
+    "losses_at_lengths",
     "mqar",
     "passkey",
     "photo_crops",
