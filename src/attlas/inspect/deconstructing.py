@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attlas.attend import BandMean, ColumnMean, Entropy, Normaliser, Reducer, Seen, reduce
+from attlas.attend import BandMean, ColumnMean, Entropy, Normaliser, Reducer, reduce
+from attlas.attend.reducers import Seen
 from attlas.pattern import causal
 from attlas.score import Score
 
