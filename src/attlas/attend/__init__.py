@@ -21,6 +21,7 @@ from attlas.attend.normaliser import (
     Softmax,
     Threshold,
 )
+from attlas.attend.observing import observing
 from attlas.attend.ratio import L1, Ratio
 from attlas.attend.reducers import (
     ArgmaxPerKey,
@@ -92,6 +93,7 @@ __all__ = [
     "na2d",
     "na3d",
     "neighbourhood",
+    "observing",
     "plan",
     "record_fallback",
     "reduce",
