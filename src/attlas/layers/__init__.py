@@ -25,6 +25,8 @@ from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, 
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -77,6 +79,8 @@ __all__ = [
     "DependencyBlock",
     "Finding",
     "FlowAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GatedMLP",
     "GraphLayoutAttention",
@@ -84,6 +88,7 @@ __all__ = [
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
@@ -125,6 +130,8 @@ __all__ = [
     "block_partition",
     "check_mixer",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
     "lamamba_block",
@@ -136,4 +143,5 @@ __all__ = [
     "register_mixer",
     "rotary",
     "sliding_window",
+    "split_gate",
 ]
