@@ -43,8 +43,10 @@ from attlas.layers.maxvit import (
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.performer import PerformerAttention
+from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
+from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
 from attlas.layers.relative_bias import RelativeBias
-from attlas.layers.rotary import rotary
+from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
@@ -57,6 +59,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "PLGA",
     "QLSTM",
     "SGLU",
     "SS2D",
@@ -76,8 +79,10 @@ __all__ = [
     "Combiner",
     "CosformerAttention",
     "Decomposition",
+    "Deduced",
     "DependencyBlock",
     "Finding",
+    "FixedCurvature",
     "FlowAttention",
     "Gate",
     "GatedAttention",
@@ -99,6 +104,7 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetricLearner",
     "MixerEntry",
     "ModulatedBlock",
     "NonApproximate",
@@ -107,6 +113,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PrefixPLGA",
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
@@ -129,11 +136,13 @@ __all__ = [
     "auto_correlation",
     "block_partition",
     "check_mixer",
+    "dag_penalty",
     "extrapolated_scale",
     "fuse_gate",
     "gate_for",
     "grid_partition",
     "halo_attention",
+    "kv_cache_only",
     "lamamba_block",
     "layout_graph",
     "lightning1",
@@ -142,6 +151,7 @@ __all__ = [
     "places",
     "register_mixer",
     "rotary",
+    "rotary_pairs",
     "sliding_window",
     "split_gate",
 ]

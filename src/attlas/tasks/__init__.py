@@ -2,6 +2,16 @@
 
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.glosses import (
+    GLOSS_CATEGORIES,
+    GLOSS_ORIGIN,
+    PADDING,
+    UNKNOWN,
+    Glosses,
+    Vocabulary,
+    glosses,
+    vocabulary,
+)
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
@@ -23,15 +33,20 @@ from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
     "ASK_KEY",
+    "GLOSS_CATEGORIES",
+    "GLOSS_ORIGIN",
     "INSTRUCTIONS",
+    "PADDING",
     "PASSKEY_VOCABULARY",
     "SERIES",
     "SHOW_KEY",
     "SOURCES",
     "UNASKED",
+    "UNKNOWN",
     "WORDINGS",
     "ByteText",
     "Forecasts",
+    "Glosses",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -42,6 +57,7 @@ __all__ = [
     "Recall",
     "Series",
     "TextSource",
+    "Vocabulary",
     "Wording",
     "build_items",
     "byte_text",
@@ -50,6 +66,7 @@ __all__ = [
     "digits_on_canvas",
     "encode",
     "forecasts",
+    "glosses",
     "induction",
     "load_series",
     "load_source",
@@ -64,4 +81,5 @@ __all__ = [
     "split_tokens",
     "summarise",
     "tokenise",
+    "vocabulary",
 ]
