@@ -40,10 +40,11 @@ def test_arms_have_equal_projections_and_the_sigmoid_s_bias_stays_that_of_traini
     for name in ARMS:
         mixer = entry_of(name, 128).build(Setting(16, 2, length=2048))
         sizes[name] = sum(weight.numel() for weight in mixer.parameters())
-        if name == "sigmoid":
+        if name.startswith("sigmoid"):
             assert isinstance(mixer.normaliser, Sigmoid) and mixer.normaliser.bias == -math.log(128)
-    assert {size for name, size in sizes.items() if name != "gated"} == {4 * 16 * 16}
-    assert sizes["gated"] == 5 * 16 * 16  # the gate is one more map of the width
+    # The gate is one more map of the width, the norms of queries and keys a scale for each channel.
+    assert sizes.pop("gated") == 5 * 16 * 16 and sizes.pop("sigmoid") == 4 * 16 * 16 + 2 * 8
+    assert set(sizes.values()) == {4 * 16 * 16}
 
 
 def test_the_result_holds_every_mixer_with_its_sinks(tmp_path):
@@ -54,7 +55,9 @@ def test_the_result_holds_every_mixer_with_its_sinks(tmp_path):
     assert [row["mixer"] for row in result["rows"]] == list(asked.mixers)
     softmax, powers, scanned, conv = result["rows"]
     for row in (softmax, powers):
-        assert len(row["losses"]) == 2 and all(4 < at["mean"] < 7 and at["sd"] is None for at in row["losses"])
+        assert len(row["losses"]) == 2 and all(
+            4 < at["mean"] < 7 and at["sd"] is None for at in row["losses"]
+        )
         for at in row["sinks"]:
             assert 0 <= at["strength"]["mean"] <= 1 and 0 < at["first_share"]["mean"] < 1
     assert scanned["sinks"] is None and scanned["losses"][1]["mean"] > 0
@@ -85,9 +88,7 @@ def test_an_interrupted_comparison_goes_on_also_with_more(tmp_path, monkeypatch)
 
 
 def test_a_seed_is_repeatable(tmp_path):
-    first, again = (
-        bench_extrapolation(settings(), out=tmp_path / name)["rows"][0]["runs"] for name in "ab"
-    )
+    first, again = (bench_extrapolation(settings(), out=tmp_path / name)["rows"][0]["runs"] for name in "ab")
     assert first == again
 
 
@@ -161,6 +162,9 @@ def test_names_and_lengths_that_are_not_there(tmp_path):
 def test_the_command_says_what_is_not_as_by_default():
     assert ExtrapolationSettings().command() == "attlas bench extrapolation"
     assert settings("softmax", "x:Y").command() == (
-        "attlas bench extrapolation --mixer softmax --mixer x:Y --seeds 1 --steps 1 --lengths 8,16 --windows 2"
+        "attlas bench extrapolation --mixer softmax --mixer x:Y --seeds 1 --steps 1 --lengths 8,16 "
+        "--windows 2"
     )
-    assert ExtrapolationSettings().mixers == ("softmax", "sigmoid", "lssa", "lssar3", "lssar15", "gated")
+    assert ExtrapolationSettings().mixers == (
+        *("softmax", "sigmoid", "sigmoid_bare", "lssa", "lssar3", "lssar15", "gated"),
+    )

@@ -62,7 +62,7 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 
 BATCH, KV_HEADS, WIDTH = 2, 2, 8
@@ -178,6 +178,9 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     ),
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
+    "bilinear": lambda given: Bilinear(given.leaf(HEADS, WIDTH, WIDTH)),
+    # As power law graph attention: a matrix of every row of the batch and query head.
+    "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
 }
 
@@ -190,6 +193,7 @@ NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
     "sigmoid by count": lambda given: Sigmoid(),
     "identity": lambda given: Identity(),
     "softplus": lambda given: L1("softplus"),
+    "taylor": lambda given: L1("taylor"),
     "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
@@ -241,6 +245,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
+            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax",),
@@ -256,6 +261,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
+            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),

@@ -44,7 +44,11 @@ def test_what_tokens_receive_is_the_mean_of_their_columns(name):
         sink = torch.e if "sink" in name else 0.0
         a = power / (power.sum(-1, keepdim=True) + sink)
     else:
-        weights = {"sigmoid": (logits - 2).sigmoid(), "signed": logits.abs(), "softplus": logits.exp().log1p()}
+        weights = {
+            "sigmoid": (logits - 2).sigmoid(),
+            "signed": logits.abs(),
+            "softplus": logits.exp().log1p(),
+        }
         a = weights[name] * shown
         a = a / (a.sum(-1, keepdim=True) + 1e-8)
     expected = torch.stack([a[..., k:, k].mean(-1) for k in range(TOKENS)], -1)

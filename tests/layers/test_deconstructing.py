@@ -93,9 +93,7 @@ def test_a_key_weighs_by_the_product_with_the_query_of_its_own_token(size):
     torch.testing.assert_close(layer(x), mixed(layer, weights, x), rtol=1e-9, atol=1e-9)
     asked = layer.asked(x)
     out = attend(*asked[:2], heads(layer.value(x)), pattern=causal(), score=asked[2], normaliser=asked[3])
-    torch.testing.assert_close(
-        layer.out(out.transpose(1, 2).flatten(2)), layer(x), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(layer.out(out.transpose(1, 2).flatten(2)), layer(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

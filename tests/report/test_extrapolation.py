@@ -105,7 +105,9 @@ def rows_of(spec):
 
 def test_pictures_hold_the_figures():
     loss = loss_by_length(RESULT).to_dict()
-    points = next(iter(loss["datasets"].values())) if "datasets" in loss else loss["layer"][0]["data"]["values"]
+    points = (
+        next(iter(loss["datasets"].values())) if "datasets" in loss else loss["layer"][0]["data"]["values"]
+    )
     assert points[1] == {"mixer": "softmax", "length": 2048, "value": 2.5, "low": 2.49, "high": 2.51}
     assert [row["mixer"] for row in points] == ["softmax", "softmax", "Mine", "Mine", "lssa", "lssa"]
     text = str(sink_figure(RESULT).to_dict())

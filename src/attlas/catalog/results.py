@@ -15,12 +15,8 @@ from typing import Any
 from attlas._common.errors import UsageError
 from attlas._common.files import read_json, write_atomic
 from attlas.catalog.claim import OUTCOMES
-<<<<<<< HEAD
 from attlas.catalog.pattern_results import extrapolation_section, mixers_section, patterns_section
-=======
-from attlas.catalog.pattern_results import mixers_section, patterns_section
 from attlas.catalog.released._page import released_page
->>>>>>> main
 
 __all__ = ["BEGIN", "END", "fill_region", "load_results", "main", "readme_table", "results_page", "table"]
 

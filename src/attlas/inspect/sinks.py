@@ -23,8 +23,11 @@ EPS = 1e-8
 
 @dataclass(frozen=True)
 class Sinks:
-    """first_share: mean of alpha_1 over layers, heads and sequences. strength: Sink_1, the share of them whose
-    alpha_1 is above the threshold. layers: of the network that have a map."""
+    """The metric of the first token.
+
+    first_share: mean of alpha_1 over layers, heads and sequences. strength: Sink_1, the share of them whose
+    alpha_1 is above the threshold. layers: of the network that have a map.
+    """
 
     first_share: float
     strength: float

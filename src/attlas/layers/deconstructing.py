@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 
 
 class SourcedAttention(nn.Module):
-    """Causal attention whose map comes from a source: Q, K = S W_Q, S W_K, V = X W_V, softmax(Q K^T / sqrt D).
+    """Causal softmax attention whose map comes from a source: Q, K = S W_Q, S W_K, V = X W_V.
 
     S is x itself for standard attention, the input embeddings for StaticEmbQK, and a stream that does not
     depend on the input for RndEmbQK and FixedSeqQK: of batch 1, so that one map serves all rows.
@@ -121,8 +121,8 @@ class NonApproximate(nn.Module):
 
         o_i = sum_{j <= i} e^{z_j} v_j / sum_{j <= i} e^{z_j}
 
-    Query and key are of the same token, so that rotary positions would cancel. Shapes: (B, N, C) -> (B, N, C).
-    Exact under a running maximum, without N x N. State: (D + 2) H numbers. Cost: 4 C^2 N.
+    Query and key are of the same token, so that rotary positions would cancel. Exact under a running maximum,
+    without N x N. Shapes: (B, N, C) -> (B, N, C). State: (D + 2) H numbers. Cost: 4 C^2 N.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -213,6 +213,4 @@ def _non_approximate(setting: Setting) -> nn.Module:
 
 
 for _name, _make in (("approximate", _approximate), ("non_approximate", _non_approximate)):
-    register_mixer(
-        MixerEntry(_name, _make, frozenset({"CS"}), stateful=True, padding=True, why_not=WHY_NOT)
-    )
+    register_mixer(MixerEntry(_name, _make, frozenset({"CS"}), stateful=True, padding=True, why_not=WHY_NOT))

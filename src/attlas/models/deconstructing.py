@@ -91,9 +91,7 @@ class DeconstructedLM(SmallLM):
             "non_approximate": lambda: NonApproximate(width, heads),
         }
         super().__init__(
-            mixer=lambda layer: make.get(
-                kinds[layer], lambda: SourcedAttention(width, heads, base=base)
-            )(),
+            mixer=lambda layer: make.get(kinds[layer], lambda: SourcedAttention(width, heads, base=base))(),
             vocabulary=vocabulary,
             layers=len(kinds),
             width=width,

@@ -75,7 +75,8 @@ def sink_figure(result: Row) -> Chart:
     settings = result["settings"]
     ends = (settings["lengths"][0], settings["lengths"][-1])
     rows = [
-        {"mixer": name, "length": f"{length:,} tokens", "uniform": uniform(length)} | _spread(at["first_share"])
+        {"mixer": name, "length": f"{length:,} tokens", "uniform": uniform(length)}
+        | _spread(at["first_share"])
         for name, row in _named(result)
         for length, at in zip(ends, row["sinks"] or (), strict=False)
     ]

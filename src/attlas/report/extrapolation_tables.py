@@ -38,20 +38,10 @@ def extrapolation_tables(result: Row) -> tuple[StaticTable, ...]:
     called = labels([row["mixer"] for row in result["rows"]])
     columns = ["mixer", *(f"{length:,}" for length in lengths), f"rise at {times}"]
     columns += [f"first token {first:,}", f"first token {last:,}", f"Sink {first:,}", f"Sink {last:,}"]
-    cells = [(called[row["mixer"]], *map(_cell, row["losses"]), _cell(row["rise"]), *_sinks(row)) for row in there]
-    notes = [
-        f"Loss in nats per byte of the same last {first} bytes of {settings['windows']} held-out windows, with "
-        f"contexts of {first:,} to {last:,} bytes: only the text before them grows. "
-        f"{told(settings['seeds']).capitalize()}. Rise: the loss at {last:,} minus that at {first:,}. Small "
-        f"models of {settings['layers']} layers, width {settings['width']}, {settings['heads']} heads, trained "
-        f"for {settings['steps']} steps of {settings['batch']} windows of {first} bytes of {settings['text']} "
-        "and never at another length.",
-        "First token: the share of a row's attention that it gets, mean over rows, heads, layers and windows; "
-        f"uniform attention gives it {uniform(first):.3f} at {first:,} and {uniform(last):.4f} at {last:,}. "
-        f"Sink: the share of heads and windows in which that mean over the rows is above "
-        f"{settings['threshold']:g} (arXiv 2410.10781). Weights that do not sum to 1 are divided by their "
-        "sum first. -: a mixer without an attention map.",
+    cells = [
+        (called[row["mixer"]], *map(_cell, row["losses"]), _cell(row["rise"]), *_sinks(row)) for row in there
     ]
+    notes = _notes(settings)
     said = [f"{called[row['mixer']]}: {row['says']}" for row in there if row["says"] != row["mixer"]]
     if said:
         notes.append("; ".join(said) + ".")
@@ -59,9 +49,28 @@ def extrapolation_tables(result: Row) -> tuple[StaticTable, ...]:
         if row["diverged"]:
             lost = f"{row['diverged']} of {len(row['runs'])} seeds diverged"
             notes.append(f"{called[row['mixer']]}: {lost} and are left out of the mean.")
-    notes += [f"Left out: {called[row['mixer']]}: {row['absent']}." for row in result["rows"] if "absent" in row]
+    notes += [
+        f"Left out: {called[row['mixer']]}: {row['absent']}." for row in result["rows"] if "absent" in row
+    ]
     title = f"Trained at {first:,} bytes, tested up to {last:,}"
     return (StaticTable("extrapolation", title, tuple(columns), tuple(cells), tuple(notes)),)
+
+
+def _notes(settings: Row) -> list[str]:
+    first, last = settings["lengths"][0], settings["lengths"][-1]
+    return [
+        f"Loss in nats per byte of the same last {first} bytes of {settings['windows']} held-out windows, "
+        f"with contexts of {first:,} to {last:,} bytes: only the text before them grows. "
+        f"{told(settings['seeds']).capitalize()}. Rise: the loss at {last:,} minus that at {first:,}.",
+        f"Small models of {settings['layers']} layers, width {settings['width']}, {settings['heads']} heads, "
+        f"trained for {settings['steps']} steps of {settings['batch']} windows of {first} bytes of "
+        f"{settings['text']}, and never at another length.",
+        "First token: the share of a row's attention that it gets, mean over rows, heads, layers and "
+        f"windows; uniform attention gives it {uniform(first):.3f} at {first:,} and {uniform(last):.4f} at "
+        f"{last:,}. Sink: the share of heads and windows in which its mean over the rows is above "
+        f"{settings['threshold']:g} (arXiv 2410.10781). Weights that do not sum to 1 are divided by their "
+        "sum first. -: a mixer without an attention map.",
+    ]
 
 
 def uniform(tokens: int) -> float:

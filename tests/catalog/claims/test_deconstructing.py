@@ -20,7 +20,9 @@ PERPLEXITY = {
 
 
 def run_with(**changed):
-    named = {name.replace("_", " ").replace("non approximate", "non_approximate"): v for name, v in changed.items()}
+    named = {
+        name.replace("_", " ").replace("non approximate", "non_approximate"): v for name, v in changed.items()
+    }
     values = {f"perplexity, {name}": value for name, value in (PERPLEXITY | named).items()}
     return values | {f"parameters, {name}": 263_000.0 for name in claims.arms(long=False)}
 
@@ -42,7 +44,9 @@ def run_with(**changed):
     ],
 )
 def test_each_part_of_the_rule_decides(changed, outcome, text):
-    verdict = claims.judge([run_with(), run_with(), run_with(**changed)] if not changed else [run_with(**changed)] * 3)
+    verdict = claims.judge(
+        [run_with(), run_with(), run_with(**changed)] if not changed else [run_with(**changed)] * 3
+    )
     assert verdict.outcome == outcome and text in verdict.measured
 
 
@@ -52,7 +56,9 @@ def test_one_seed_is_enough_to_lose_an_order():
 
 
 def test_arms_are_those_of_the_paper():
-    assert list(claims.arms(long=False)) == [name for name in PERPLEXITY if name[0] in "suh" and "," not in name]
+    assert list(claims.arms(long=False)) == [
+        name for name in PERPLEXITY if name[0] in "suh" and "," not in name
+    ]
     every = claims.arms(long=True)
     assert len(every) == 13 and every["hybrid mlp"] == ("mlp", "standard", "mlp", "standard")
 

@@ -1,4 +1,4 @@
-"""The mixers of the comparison of length extrapolation: attention that differs in its normaliser or its gate."""
+"""The mixers of the comparison of length extrapolation: attention by other normalisers, or with a gate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attlas.attend import L1, ShiftPower, Sigmoid, Softmax, lssa, lssar
-from attlas.layers import MixerEntry, SelfAttention, Setting, mixer_entry
+from attlas.attend import L1, ShiftPower, Sigmoid, Softmax
+from attlas.layers import FlashSigmoid, LssarAttention, MixerEntry, SelfAttention, Setting, mixer_entry
 from attlas.pattern import causal
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARMS", "Arm", "entry_of"]
 
-BASE = 10_000.0  # of rotary positions, in all arms
+PLACED: dict[str, Any] = {"pattern": causal(), "base": 10_000.0}
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,47 @@ class Arm:
     usual: bool = True
 
 
-def _attention(setting: Setting, **given: Any) -> nn.Module:
-    return SelfAttention(setting.width, setting.heads, pattern=causal(), base=BASE, **given)
+def _softmax(setting: Setting, trained: int) -> nn.Module:
+    return SelfAttention(setting.width, setting.heads, **PLACED)
 
 
-def _head(setting: Setting) -> int:
-    return setting.width // setting.heads
-
-
+# The bias of both sigmoids stays that of training at every length (arXiv 2409.04431).
 def _sigmoid(setting: Setting, trained: int) -> nn.Module:
-    # The bias stays that of training at every length (FlashSigmoid, arXiv 2409.04431).
-    return _attention(setting, normaliser=Sigmoid(-math.log(trained)))
+    return FlashSigmoid(setting.width, setting.heads, trained_length=trained, **PLACED)
+
+
+def _bare_sigmoid(setting: Setting, trained: int) -> nn.Module:
+    normaliser = Sigmoid(-math.log(trained))
+    return SelfAttention(setting.width, setting.heads, normaliser=normaliser, **PLACED)
+
+
+def _lssar(power: float | None) -> Callable[[Setting, int], nn.Module]:
+    def make(setting: Setting, trained: int) -> nn.Module:
+        return LssarAttention(setting.width, setting.heads, power=power, **PLACED)
+
+    return make
 
 
 def _reweighted(setting: Setting, trained: int) -> nn.Module:
-    return _attention(setting, normaliser=Softmax() >> ShiftPower(15) >> L1())
+    normaliser = Softmax() >> ShiftPower(15) >> L1()
+    return SelfAttention(setting.width, setting.heads, normaliser=normaliser, **PLACED)
 
 
 def _gated(setting: Setting, trained: int) -> nn.Module:
-    return mixer_entry("gated").build(setting)
+    return mixer_entry("gated_g1").build(setting)
 
 
 ARMS: dict[str, Arm] = {
-    "softmax": Arm("softmax", lambda setting, trained: _attention(setting)),
-    "sigmoid": Arm("sigmoid(s - log n), n the length of training", _sigmoid),
-    "lssa": Arm("LSSA", lambda setting, trained: _attention(setting, **lssa(_head(setting)))),
-    "lssar3": Arm("LSSAR, p = 3", lambda setting, trained: _attention(setting, **lssar(_head(setting), 3))),
-    "lssar15": Arm("LSSAR, p = 15", lambda setting, trained: _attention(setting, **lssar(_head(setting), 15))),
+    "softmax": Arm("softmax", _softmax),
+    "sigmoid": Arm("FlashSigmoid, with normalised queries and keys", _sigmoid),
+    "sigmoid_bare": Arm("sigmoid(s - log n) alone, n the length of training", _bare_sigmoid),
+    "lssa": Arm("LSSA", _lssar(None)),
+    "lssar3": Arm("LSSAR, p = 3", _lssar(3)),
+    "lssar15": Arm("LSSAR, p = 15", _lssar(15)),
     "gated": Arm("softmax with an elementwise gate G1 on the heads' outputs", _gated),
     "softmax_reweighted": Arm("softmax, then LSSAR's re-weighting with p = 15", _reweighted, usual=False),
 }
-"""The bench's own arms by name; all with rotary positions and without biases."""
+"""The bench's own arms by name; all causal, with rotary positions, without biases."""
 
 
 def entry_of(name: str, trained: int) -> MixerEntry:

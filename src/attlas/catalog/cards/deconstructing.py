@@ -15,10 +15,11 @@ CARD = Card(
     what=(
         "Six replacements of attention that each give up one of its principles at its parameters: MLP (no "
         "mixing of tokens), Approximate (exp to second order), Non-approximate (a key's weight without a "
-        "query), RndEmbQK and FixedSeqQK (maps that do not depend on the input: one stream of batch 1 for all "
-        "rows) and StaticEmbQK (maps of the input embeddings); in all layers, or interleaved with standard "
-        "attention by one of nine masks, with the control that deletes the replaced blocks, and statistics of "
-        "the maps. Approximate and Non-approximate are token mixers with a state of constant size."
+        "query), RndEmbQK and FixedSeqQK (maps that do not depend on the input: one stream of batch 1 for "
+        "all rows) and StaticEmbQK (maps of the input embeddings); in all layers, or interleaved with "
+        "standard attention by one of nine masks, with the control that deletes the replaced blocks, and "
+        "statistics of the maps. Approximate and Non-approximate are token mixers with a state of constant "
+        "size."
     ),
     lives=(
         "attlas.models.deconstructing:DeconstructedLM",
@@ -42,10 +43,10 @@ CARD = Card(
     ),
     unverified=(
         "No official code was found: the sources are the paper's formulas.",
-        "Sigma of the random embeddings (0.02 here, that of the embeddings), what the stream does in a hybrid's "
-        "standard layers (attention to itself here), whether sources pass the norm of their block (they do "
-        "here, as the layer's own input does), and whether the variants keep rotary positions (here all that "
-        "compare two tokens do).",
+        "Sigma of the random embeddings (0.02 here, that of the embeddings), what the stream does in a "
+        "hybrid's standard layers (attention to itself here), whether sources pass the norm of their block "
+        "(they do here, as the layer's own input does), and whether the variants keep rotary positions "
+        "(here all that compare two tokens do).",
         "Hybrid-skip deletes whole blocks, MLP included. The deviation over heads of HeadDiv is that of a "
         "population.",
         "The paper's figures (70M to 500M parameters on SlimPajama): not run here.",

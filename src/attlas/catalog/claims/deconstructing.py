@@ -1,4 +1,4 @@
-"""Deconstructing attention's claim: mixing is indispensable, the form of it is not where some layers keep it."""
+"""Deconstructing attention's claim: mixing is indispensable, its form is not where some layers keep it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SETTINGS = {
     "model": f"{LAYERS} layers, width 64, 4 heads, rotary positions, MLPs of 4 times the width",
     "text": f"python-docs, bytes, {STEPS} steps of {BATCH} windows of {LENGTH} ({LONG_STEPS} of {LONG_BATCH} "
     f"with --long); perplexity per byte of {WINDOWS} held-out windows",
-    "arms": f"standard; uniform {', '.join(UNIFORM)}; hybrid {', '.join(HYBRID)} in the odd layers, each also "
-    "without its replaced blocks (--long: all six variants)",
+    "arms": f"standard; uniform {', '.join(UNIFORM)}; hybrid {', '.join(HYBRID)} in the odd layers, each "
+    "also without its replaced blocks (--long: all six variants)",
 }
 
 
@@ -171,11 +171,11 @@ CLAIM = Claim(
     ),
     rule=(
         f"Nets of equal parameters (to {TOLERANCE:.0%}) on bytes of text, means over the seeds unless said "
-        f"otherwise. Perplexity of uniform MLP is at least {WORSE} of standard attention's; every hybrid is at "
-        f"most {NEAR} of it, and in every seed below the uniform net of its variant; of the attention variants "
-        "Non-approximate gains most from the hybrid in every seed; without its replaced blocks a trained "
-        f"hybrid has at least {COLLAPSED:g} times its perplexity. Nothing is shown where standard attention is "
-        f"not below {LEARNT} of the bigrams' perplexity."
+        f"otherwise. Perplexity of uniform MLP is at least {WORSE} of standard attention's; every hybrid is "
+        f"at most {NEAR} of it, and in every seed below the uniform net of its variant; of the attention "
+        "variants Non-approximate gains most from the hybrid in every seed; without its replaced blocks a "
+        f"trained hybrid has at least {COLLAPSED:g} times its perplexity. Nothing is shown where standard "
+        f"attention is not below {LEARNT} of the bigrams' perplexity."
     ),
     settings=SETTINGS,
     measure=measure,
