@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLAIM", "arms", "judge", "measure"]
 
-LAYERS, LENGTH, BATCH, STEPS, WINDOWS = 4, 128, 12, 150, 192
+LAYERS, LENGTH, BATCH, STEPS, WINDOWS = 4, 64, 8, 320, 256
 LONG_BATCH, LONG_STEPS = 16, 1000
 REPLACED = ("mlp", "approximate", "non_approximate", "random", "fixed", "static")
 UNIFORM, HYBRID = ("mlp", "non_approximate", "static"), ("non_approximate", "static")
