@@ -48,8 +48,9 @@ _FROM = {
         "Score Dot Bilinear Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance"
     ),
     "attend": (
-        "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold Sum Mean Max Min State merge KVView "
-        "KVGroup explain cost counting via weights reduce edges_above apply_weights na1d na2d na3d tile_cost"
+        "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold ShiftPower TimesLogCount OverCount lssa "
+        "lssar flash_sigmoid Sum Mean Max Min State merge KVView KVGroup explain cost counting via weights "
+        "reduce edges_above apply_weights na1d na2d na3d tile_cost"
     ),
     "cache": "RaggedCache",
     "bridges": "applied describe load_model",

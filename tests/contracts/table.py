@@ -15,20 +15,12 @@ from torch import Tensor
 
 from attlas.attend import (
     BACKENDS,
-    L1,
     Aggregate,
-    Identity,
     KVView,
     Max,
     Mean,
     Min,
-    Normaliser,
-    Ratio,
-    SenderSoftmax,
-    Sigmoid,
-    Softmax,
     Sum,
-    Threshold,
     make_request,
 )
 from attlas.attend.backends import core_of
@@ -64,9 +56,9 @@ from attlas.pattern import (
 )
 from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
+from contracts.normalisers import HEADS, NORMALISERS
 
 BATCH, KV_HEADS, WIDTH = 2, 2, 8
-HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -182,21 +174,6 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     # As power law graph attention: a matrix of every row of the batch and query head.
     "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
-}
-
-NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
-    "softmax": lambda given: Softmax(),
-    "softmax, sink": lambda given: Softmax(0.4),
-    "softmax, learned sink": lambda given: Softmax(given.leaf(HEADS)),
-    "sender softmax": lambda given: SenderSoftmax(),
-    "sigmoid": lambda given: Sigmoid(-1.0),
-    "sigmoid by count": lambda given: Sigmoid(),
-    "identity": lambda given: Identity(),
-    "softplus": lambda given: L1("softplus"),
-    "taylor": lambda given: L1("taylor"),
-    "ratio": lambda given: Ratio("relu", 0.1),
-    # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
-    "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
 }
 
 AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}

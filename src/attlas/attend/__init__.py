@@ -10,7 +10,10 @@ from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
+from attlas.attend.counts import OverCount, TimesLogCount
 from attlas.attend.edge_weights import apply_weights, weights
+from attlas.attend.flashsigmoid import flash_sigmoid, over_count_sigmoid
+from attlas.attend.lssa import PortedPower, Scoring, ShiftPower, lssa, lssar, lssar_port
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood
 from attlas.attend.normaliser import (
     Chain,
@@ -63,22 +66,27 @@ __all__ = [
     "Mean",
     "Min",
     "Normaliser",
+    "OverCount",
     "Part",
     "Piece",
     "Planned",
+    "PortedPower",
     "Ratio",
     "Reducer",
     "Request",
     "RowContext",
     "RowDistance",
+    "Scoring",
     "SenderSoftmax",
     "Shapes",
+    "ShiftPower",
     "Sigmoid",
     "Softmax",
     "State",
     "Sum",
     "Threshold",
     "TileCost",
+    "TimesLogCount",
     "apply_weights",
     "attend",
     "choose",
@@ -86,7 +94,11 @@ __all__ = [
     "counting",
     "edges_above",
     "explain",
+    "flash_sigmoid",
     "forget_layouts",
+    "lssa",
+    "lssar",
+    "lssar_port",
     "make_request",
     "merge",
     "na1d",
@@ -94,6 +106,7 @@ __all__ = [
     "na3d",
     "neighbourhood",
     "observing",
+    "over_count_sigmoid",
     "plan",
     "record_fallback",
     "reduce",

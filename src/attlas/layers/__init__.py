@@ -24,6 +24,7 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
@@ -32,6 +33,7 @@ from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
+from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
@@ -83,6 +85,7 @@ __all__ = [
     "DependencyBlock",
     "Finding",
     "FixedCurvature",
+    "FlashSigmoid",
     "FlowAttention",
     "Gate",
     "GatedAttention",
@@ -98,6 +101,7 @@ __all__ = [
     "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",
+    "LssarAttention",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
