@@ -39,6 +39,7 @@ NORMALISERS: dict[str, Callable[[Leaves], Normaliser]] = {
     "sigmoid by count": lambda given: Sigmoid(),
     "identity": lambda given: Identity(),
     "softplus": lambda given: L1("softplus"),
+    "taylor": lambda given: L1("taylor"),
     "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),

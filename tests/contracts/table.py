@@ -54,7 +54,7 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 from contracts.normalisers import HEADS, NORMALISERS
 
@@ -170,6 +170,9 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     ),
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
+    "bilinear": lambda given: Bilinear(given.leaf(HEADS, WIDTH, WIDTH)),
+    # As power law graph attention: a matrix of every row of the batch and query head.
+    "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
 }
 
@@ -219,6 +222,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
+            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax",),
@@ -234,6 +238,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
+            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),

@@ -24,6 +24,7 @@ from attlas.attend.normaliser import (
     Softmax,
     Threshold,
 )
+from attlas.attend.observing import observing
 from attlas.attend.ratio import L1, Ratio
 from attlas.attend.reducers import (
     ArgmaxPerKey,
@@ -104,6 +105,7 @@ __all__ = [
     "na2d",
     "na3d",
     "neighbourhood",
+    "observing",
     "over_count_sigmoid",
     "plan",
     "record_fallback",

@@ -21,6 +21,7 @@ from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
+from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flashsigmoid import FlashSigmoid
@@ -68,6 +69,7 @@ __all__ = [
     "Aaren",
     "AgentAttention",
     "AgentSD",
+    "Approximate",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
@@ -88,6 +90,7 @@ __all__ = [
     "Gate",
     "GatedAttention",
     "GatedConv",
+    "GatedMLP",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -108,6 +111,7 @@ __all__ = [
     "MetricLearner",
     "MixerEntry",
     "ModulatedBlock",
+    "NonApproximate",
     "NormalisedLinear",
     "Partition",
     "PartitionAttention",
@@ -125,6 +129,7 @@ __all__ = [
     "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
+    "SourcedAttention",
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",

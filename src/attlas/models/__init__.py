@@ -5,6 +5,7 @@ from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
+from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
@@ -32,6 +33,7 @@ __all__ = [
     "BasedConfig",
     "ConViT",
     "CrossBlock",
+    "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
     "GraphLayoutLM",
@@ -61,6 +63,8 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "hybrid",
     "small_halonet",
     "small_maxvit",
+    "standard_layers",
 ]
