@@ -62,7 +62,7 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 
 BATCH, KV_HEADS, WIDTH = 2, 2, 8
@@ -156,6 +156,8 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     "dot": lambda given: Dot(),
     "dot, own scale": lambda given: Dot(0.7),
     "cosine": lambda given: Cosine(4.0),
+    "bilinear": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH)),
+    "bilinear, per head": lambda given: Bilinear(given.leaf(HEADS, WIDTH, WIDTH), scale=0.5),
     "distance": lambda given: Dot() + DistanceBias(given.leaf(HEADS, positive=True)),
     "bias": lambda given: Dot() + EdgeBias(given.leaf(HEADS, given.length, given.length)),
     "key bias": lambda given: Dot() + EdgeBias(given.leaf(BATCH, 1, 1, given.length)),
@@ -236,6 +238,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "dot",
             "dot, own scale",
             "cosine",
+            "bilinear",
             "distance",
             "bias",
             "key bias",
@@ -252,6 +255,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "dot",
             "dot, own scale",
             "cosine",
+            "bilinear",
             "distance",
             "key bias",
             "low rank",

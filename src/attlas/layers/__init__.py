@@ -24,6 +24,7 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -54,6 +55,7 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
+    "GAAM",
     "GPSA",
     "MIXERS",
     "PLGA",
@@ -81,6 +83,7 @@ __all__ = [
     "FixedCurvature",
     "FlowAttention",
     "GatedConv",
+    "GaussianBlock",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -130,6 +133,7 @@ __all__ = [
     "extrapolated_scale",
     "grid_partition",
     "halo_attention",
+    "importance",
     "kv_cache_only",
     "lamamba_block",
     "layout_graph",
