@@ -15,8 +15,8 @@ CARD = Card(
     what=(
         "Every entry of an axis is multiplied by a weight that it gives itself: a Gaussian of its "
         "standardised value, with learned offset and scale per head, normalised over the head's part of the "
-        "axis. No pair is looked at. K Gaussians per head multiply to one, so that inference needs one. The importance "
-        "factor is the min-max scaled weight."
+        "axis. No pair is looked at. K Gaussians per head multiply to one, so that inference needs one. The "
+        "importance factor is the min-max scaled weight."
     ),
     lives=(
         "attlas.layers.gaam:GAAM",
