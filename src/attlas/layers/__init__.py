@@ -26,6 +26,7 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
@@ -59,6 +60,7 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
+    "GAAM",
     "GPSA",
     "MIXERS",
     "PLGA",
@@ -91,6 +93,7 @@ __all__ = [
     "GatedAttention",
     "GatedConv",
     "GatedMLP",
+    "GaussianBlock",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -146,6 +149,7 @@ __all__ = [
     "gate_for",
     "grid_partition",
     "halo_attention",
+    "importance",
     "kv_cache_only",
     "lamamba_block",
     "layout_graph",
