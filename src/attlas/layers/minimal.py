@@ -1,9 +1,9 @@
 """The minimal transformer's attention: one matrix for the similarity, none for the values, symmetric logits.
 
-Source: Bermeitinger et al. 2024, arXiv 2410.13732. Legend: B batch, N queries, M keys, C width, D head width.
+Source: Bermeitinger et al. 2024, arXiv 2410.13732. Legend: B batch, N tokens, C width, D head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,26 +76,19 @@ class MinimalAttention(nn.Module):
         return self.base is None and self.similarity.keeps_input and self.carried.keeps_input
 
     def forward(
-        self,
-        x: Float[Tensor, "B N C"],
-        context: Float[Tensor, "B M C"] | None = None,
-        *,
-        valid: Bool[Tensor, "B M"] | None = None,
+        self, x: Float[Tensor, "B N C"], *, valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N C"]:
-        """`context`: where keys and values come from, x itself unless given; `valid`: its real tokens."""
-        source = x if context is None else context
+        """`valid`: the real tokens."""
         if valid is not None:
-            source = source.masked_fill(~valid[..., None], 0.0)
-            x = source if context is None else x
-        own = Tokens(x.shape[1], total=x.shape[1])
-        there = Tokens(source.shape[1], total=source.shape[1], valid=valid)
-        query, value = self._placed(self.similarity.query(x), own), self.carried.value(source)
-        if context is None and self.similarity.symmetric:
-            unmasked = self.pattern is None and valid is None
-            if unmasked and query.shape[-1] >= WIDE and query.dtype in _EXACT and x.shape[1]:
-                return self.carried.out(one_triangle(query, value))
-            return self._gathered(query, query, value, own, there)
-        return self._gathered(query, self._placed(self.similarity.key(source), there), value, own, there)
+            x = x.masked_fill(~valid[..., None], 0.0)
+        at = Tokens(x.shape[1], total=x.shape[1], valid=valid)
+        query, value = self._placed(self.similarity.query(x), at), self.carried.value(x)
+        if not self.similarity.symmetric:
+            return self._gathered(query, self._placed(self.similarity.key(x), at), value, at, at)
+        unmasked = self.pattern is None and valid is None and x.shape[1] > 0
+        if unmasked and query.shape[-1] >= WIDE and query.dtype in _EXACT:
+            return self.carried.out(one_triangle(query, value))
+        return self._gathered(query, query, value, at, at)
 
     def start(self, batch: int) -> State:
         """Before the first token."""
@@ -213,36 +206,17 @@ def triangular(attention: MinimalAttention) -> MinimalAttention:
 BASE = 10000.0
 
 
-def _attention(setting: Setting, similarity: Similarity, carried: Carried) -> MinimalAttention:
-    causal_self = setting.causal and not setting.cross
-    pattern, base = (causal(), BASE) if causal_self else (None, None)
-    return MinimalAttention(similarity, carried, pattern=pattern, base=base)
+def _register(name: str, parts: Callable[[int, int], tuple[Similarity, Carried]]) -> None:
+    def make(setting: Setting) -> nn.Module:
+        pattern, base = (causal(), BASE) if setting.causal else (None, None)
+        return MinimalAttention(*parts(setting.width, setting.heads), pattern=pattern, base=base)
+
+    forms = frozenset({"NS", "CS"})
+    why = "the source treats the attention of a sequence to itself"
+    register_mixer(MixerEntry(name, make, forms, stateful=True, padding=True, permutes=True, why_not=why))
 
 
-def _wqk(setting: Setting) -> nn.Module:
-    return _attention(setting, OneMap(setting.width), ValueAndOut(setting.width))
-
-
-def _no_values(setting: Setting) -> nn.Module:
-    return _attention(setting, OneMap(setting.width), Untouched(setting.width))
-
-
-def _symmetric(setting: Setting) -> nn.Module:
-    return _attention(
-        setting, SharedMap(setting.width, setting.heads), ValueAndOut(setting.width, setting.heads)
-    )
-
-
-def _triangle(setting: Setting) -> nn.Module:
-    return _attention(setting, TriangularMap(setting.width), ValueAndOut(setting.width))
-
-
-_ALL = frozenset({"NS", "CS", "NC", "CC"})
-# One head, whatever is asked for, but for the symmetric one.
-for _name, _make in (
-    ("minimal_wqk", _wqk),
-    ("minimal_novo", _no_values),
-    ("minimal_symmetric", _symmetric),
-    ("minimal_triangular", _triangle),
-):
-    register_mixer(MixerEntry(_name, _make, _ALL, stateful=True, padding=True, permutes=True))
+# The first two have one head, whatever is asked for: their matrices have no parts for more.
+_register("minimal_wqk", lambda width, heads: (OneMap(width), ValueAndOut(width)))
+_register("minimal_novo", lambda width, heads: (OneMap(width), Untouched(width)))
+_register("minimal_symmetric", lambda width, heads: (SharedMap(width, heads), ValueAndOut(width, heads)))

@@ -12,6 +12,13 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.minimal import (
+    MINIMALS,
+    MinimalLayer,
+    MinimalViT,
+    layer_parameters,
+    overdetermination,
+)
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
@@ -23,6 +30,7 @@ __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "MINIMALS",
     "TRANSNORMERS",
     "Autoformer",
     "Based",
@@ -44,6 +52,8 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "MinimalLayer",
+    "MinimalViT",
     "NoMixing",
     "Placed",
     "RecallNet",
@@ -57,6 +67,8 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "layer_parameters",
+    "overdetermination",
     "small_halonet",
     "small_maxvit",
 ]
