@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,6 @@ from attlas.layers import (
     triangular,
 )
 from attlas.layers import minimal as module
-from attlas.layers import one_triangle as function
 from attlas.pattern import causal
 
 WIDTH = 8
@@ -147,9 +148,7 @@ def test_a_symmetric_head_has_a_triangle_also_where_it_is_singular():
 
 def test_heads_cannot_be_collapsed_one_by_one():
     many = MinimalAttention(TwoMaps(WIDTH, 4), ValueAndOut(WIDTH, 4))
-    with pytest.raises(
-        ValueError, match=r"one head can be collapsed, got 4; .* 4 matrices of 8\^2 would take"
-    ):
+    with pytest.raises(ValueError, match=r"one head can be collapsed, got 4; .* 4 matrices of 8\^2 would"):
         collapsed(many)
     # What that text says, counted: one matrix per head against the two that all heads share.
     assert sum(p.numel() for p in many.similarity.parameters()) < 4 * WIDTH**2
@@ -172,7 +171,7 @@ def test_rotary_positions_leave_symmetric_logits_symmetric():
 
 @pytest.mark.parametrize("tokens", [1, 6, 7, 23])
 def test_one_triangle_is_the_dense_softmax_with_its_gradient(tokens, monkeypatch):
-    monkeypatch.setattr(module_of_triangle(), "BLOCK", 6)
+    monkeypatch.setattr(import_module(one_triangle.__module__), "BLOCK", 6)
     q, v = (drawn(2, 2, tokens, width).requires_grad_() for width in (4, 3))
     cotangent = drawn(2, 2, tokens, 3)
     found = one_triangle(30 * q, v, scale=0.5)  # weights near 0 and 1: maxima matter
@@ -182,21 +181,13 @@ def test_one_triangle_is_the_dense_softmax_with_its_gradient(tokens, monkeypatch
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
-def module_of_triangle():
-    import sys
-
-    return sys.modules[function.__module__]
-
-
 def test_one_triangle_in_float32_and_half_precision():
     q, v = drawn(1, 2, 300, 16), drawn(1, 2, 300, 8)
-    wanted = (q @ q.mT / 4).softmax(-1) @ v
     for dtype, least in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         found = one_triangle(q.to(dtype), v.to(dtype))
         assert found.dtype == dtype
         rounded = (q.to(dtype).double() @ q.to(dtype).double().mT / 4).softmax(-1) @ v.to(dtype).double()
         torch.testing.assert_close(found.double(), rounded, rtol=0, atol=least)
-    assert wanted.shape == found.shape
 
 
 def test_wide_symmetric_heads_take_one_triangle_and_others_do_not(monkeypatch):
@@ -223,7 +214,7 @@ def test_wide_symmetric_heads_take_one_triangle_and_others_do_not(monkeypatch):
 def test_a_second_gradient_of_one_triangle_is_refused():
     q = drawn(1, 1, 4, 4).requires_grad_()
     (gradient,) = torch.autograd.grad(one_triangle(q, q).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="one_triangle, .* is differentiable once, and a gradient of its"):
         gradient.sum().backward()
 
 
@@ -240,13 +231,9 @@ def test_padding_may_hold_anything():
 def test_errors():
     with pytest.raises(ValueError, match="TwoMaps: width must be a multiple of heads, got 8 and 3"):
         TwoMaps(8, 3)
-    with pytest.raises(
-        ValueError, match="heads must be the same in both, got 1 in OneMap and 2 in ValueAndOut"
-    ):
+    with pytest.raises(ValueError, match="heads must be the same in both, got 1 in OneMap and 2 in Value"):
         MinimalAttention(OneMap(8), ValueAndOut(8, 2))
-    with pytest.raises(
-        ValueError, match="width must be the same in both, got 8 in OneMap and 4 in Untouched"
-    ):
+    with pytest.raises(ValueError, match="width must be the same in both, got 8 in OneMap and 4 in Untou"):
         MinimalAttention(OneMap(8), Untouched(4))
     placed = MinimalAttention(TwoMaps(8), ValueMap(8), base=100.0)
     with pytest.raises(ValueError, match="collapsed: rotary positions stand between W_Q and W_K; make the"):
@@ -258,7 +245,5 @@ def test_errors():
     open_ = MinimalAttention(OneMap(8), Untouched(8))
     with pytest.raises(ValueError, match="piece by piece with a causal pattern only: .* under None"):
         open_.advance(torch.zeros(1, 1, 8), open_.start(1))
-    with pytest.raises(
-        ValueError, match="mixer minimal_wqk has no NC form, .*attention of a sequence to itself"
-    ):
+    with pytest.raises(ValueError, match="mixer minimal_wqk has no NC form, .*of a sequence to itself"):
         MIXERS["minimal_wqk"].build(Setting(8, 2, causal=False, cross=True))

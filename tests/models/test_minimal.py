@@ -48,7 +48,7 @@ def test_parameters_are_counted_by_part():
 
 
 def test_the_published_counts_are_of_no_whole_width():
-    """6 and 12 layers differ by 6 of them: 45,926 with an MLP and 16,105 without, by no count of the source."""
+    """6 and 12 layers differ by 6 of them: 45,926 with an MLP and 16,105 without, by no count given."""
     with_mlp, without = (563_242 - 287_686) / 6, (198_100 - 101_470) / 6
     assert (with_mlp, without) == (45_926, 16_105)
     widths = range(1, 400)

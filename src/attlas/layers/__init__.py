@@ -24,6 +24,8 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -53,8 +55,10 @@ from attlas.layers.minimal_maps import (
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.one_triangle import one_triangle
 from attlas.layers.performer import PerformerAttention
+from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
+from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
 from attlas.layers.relative_bias import RelativeBias
-from attlas.layers.rotary import rotary
+from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
@@ -67,6 +71,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "PLGA",
     "QLSTM",
     "SGLU",
     "SS2D",
@@ -86,15 +91,20 @@ __all__ = [
     "Combiner",
     "CosformerAttention",
     "Decomposition",
+    "Deduced",
     "DependencyBlock",
     "Finding",
+    "FixedCurvature",
     "FlowAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
@@ -105,6 +115,7 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetricLearner",
     "MinimalAttention",
     "MixerEntry",
     "ModulatedBlock",
@@ -114,6 +125,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PrefixPLGA",
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
@@ -144,9 +156,13 @@ __all__ = [
     "check_mixer",
     "collapsed",
     "collapsed_stack",
+    "dag_penalty",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
+    "kv_cache_only",
     "lamamba_block",
     "layout_graph",
     "lightning1",
@@ -156,6 +172,8 @@ __all__ = [
     "places",
     "register_mixer",
     "rotary",
+    "rotary_pairs",
     "sliding_window",
+    "split_gate",
     "triangular",
 ]

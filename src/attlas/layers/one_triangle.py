@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attlas.attend.once import once
+
 __all__ = ["one_triangle"]
 
 BLOCK = 256
+WHO = "one_triangle, which is attend(query, query, value),"
 
 
 def one_triangle(
@@ -63,15 +66,23 @@ class _OneTriangle(torch.autograd.Function):
             if columns != rows:
                 add(columns, logits.mT, v[:, :, rows])
         out /= total
-        ctx.save_for_backward(q, v, out, largest + total.log())
-        ctx.scale, ctx.kinds = scale, (query.dtype, value.dtype)
+        ctx.save_for_backward(query, value, out, largest + total.log())
+        ctx.scale = scale
         return out.to(value.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        q, v, out, lse = ctx.saved_tensors
-        g = grad.to(q.dtype)
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            found: Any = _OneTriangle._gradients(ctx, grad)
+        if again:
+            found = once(found, (*ctx.saved_tensors[:2], grad), WHO)
+        return *found, None
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        query, value, out, lse = ctx.saved_tensors
+        q, v, g = (part.to(out.dtype) for part in (query, value, grad))
         own = (g * out).sum(-1, keepdim=True)
         dq, dv = torch.zeros_like(q), torch.zeros_like(v)
         for rows, columns, logits in _upper(q, ctx.scale):
@@ -89,4 +100,4 @@ class _OneTriangle(torch.autograd.Function):
             both = there.add_(part(columns, rows, logits.mT).mT)
             dq[:, :, rows] += (both @ q[:, :, columns]) * ctx.scale
             dq[:, :, columns] += (both.mT @ q[:, :, rows]) * ctx.scale
-        return dq.to(ctx.kinds[0]), dv.to(ctx.kinds[1]), None
+        return dq.to(query.dtype), dv.to(value.dtype)

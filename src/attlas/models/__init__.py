@@ -19,6 +19,7 @@ from attlas.models.minimal import (
     layer_parameters,
     overdetermination,
 )
+from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
@@ -31,6 +32,8 @@ __all__ = [
     "HALONETS",
     "MAXVITS",
     "MINIMALS",
+    "PLDRLLM",
+    "PLDRS",
     "TRANSNORMERS",
     "Autoformer",
     "Based",
@@ -55,6 +58,7 @@ __all__ = [
     "MinimalLayer",
     "MinimalViT",
     "NoMixing",
+    "PLDRConfig",
     "Placed",
     "RecallNet",
     "ReweavingNet",

@@ -2,6 +2,7 @@
 
 from attlas.score.base import Clamped, Edge, Lowering, PairResult, Score, ScoreSum
 from attlas.score.bias import DistanceBias, EdgeBias, Given, RowScale, ScaledScore
+from attlas.score.bilinear import Bilinear
 from attlas.score.dot import Cosine, Dot
 from attlas.score.flashbias import (
     LowRankBias,
@@ -15,6 +16,7 @@ from attlas.score.flashbias import (
 )
 
 __all__ = [
+    "Bilinear",
     "Clamped",
     "Cosine",
     "DistanceBias",

@@ -10,7 +10,7 @@ from attlas.catalog.claims import minimal as claims
 def run_with(changes=None):
     values = {}
     for index, name in enumerate(claims.ARMS):
-        values |= {f"validation accuracy, {name}": 0.95 - 0.004 * index, f"training accuracy, {name}": 1.0}
+        values |= {f"validation accuracy, {name}": 0.95 - 0.003 * (index > 0), f"training accuracy, {name}": 1.0}
         values |= {f"training loss, {name}": 0.001 + 0.01 * index, f"validation loss, {name}": 0.2}
         values |= {f"parameters, {name}": 3000.0 if index == 0 else 900.0}
         values |= {f"all parameters, {name}": 4000.0, f"Qd, {name}": 0.5}
@@ -34,7 +34,7 @@ def run_with(changes=None):
         ),
         ({"training loss, noMLP": 0.0}, "does not hold", "Not met: the lowest training loss with the full"),
         ({"validation loss, noMLP": 0.1}, "does not hold", "Not met: a gap between validation and training"),
-        ({"validation accuracy, noMLP+symmetric": 0.94}, "does not hold", "Not met: symmetric not below"),
+        ({"validation accuracy, noMLP+symmetric": 0.935}, "does not hold", "Not met: symmetric not below"),
         ({"validation accuracy, full": 0.8}, "not shown at this scale", "The full net does not learn"),
     ],
 )
@@ -45,7 +45,9 @@ def test_each_part_of_the_rule_decides(changes, outcome, text):
 
 def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "EPOCHS", 1)
-    monkeypatch.setattr(claims, "BATCH", 500)
+    monkeypatch.setattr(claims, "BATCH", 16)
+    monkeypatch.setattr(claims, "TRAIN", 32)
+    monkeypatch.setattr(claims, "TEST", 20)
     said: list[str] = []
     values = claims.measure(1000, long=False, folder=tmp_path, step=said.append)
     assert set(values) == set(run_with())
