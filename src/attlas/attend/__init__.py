@@ -5,12 +5,13 @@ out, state = merge([attend(..., return_state=True), attend(..., return_state=Tru
 """
 
 from attlas._common.room import make_callable
-from attlas.attend.aggregate import Aggregate, Max, Mean, Min, Sum
+from attlas.attend.adjacency import Binary, SoftThreshold, TopShare
+from attlas.attend.aggregate import Aggregate, Max, Mean, Min, NeighbourMax, Sum
 from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
-from attlas.attend.edge_weights import apply_weights, weights
+from attlas.attend.edge_weights import apply_weights, sum_over_edges, weights
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood
 from attlas.attend.normaliser import (
     Chain,
@@ -47,6 +48,7 @@ __all__ = [
     "Aggregate",
     "ArgmaxPerKey",
     "BandMean",
+    "Binary",
     "Chain",
     "Choice",
     "ColumnMean",
@@ -61,6 +63,7 @@ __all__ = [
     "Max",
     "Mean",
     "Min",
+    "NeighbourMax",
     "Normaliser",
     "Part",
     "Piece",
@@ -73,11 +76,13 @@ __all__ = [
     "SenderSoftmax",
     "Shapes",
     "Sigmoid",
+    "SoftThreshold",
     "Softmax",
     "State",
     "Sum",
     "Threshold",
     "TileCost",
+    "TopShare",
     "apply_weights",
     "attend",
     "choose",
@@ -95,6 +100,7 @@ __all__ = [
     "plan",
     "record_fallback",
     "reduce",
+    "sum_over_edges",
     "tile_cost",
     "via",
     "weights",

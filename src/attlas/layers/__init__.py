@@ -24,6 +24,7 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -39,7 +40,16 @@ from attlas.layers.maxvit import (
     grid_partition,
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.p_adapter import (
+    Bottleneck,
+    PAdapter,
+    p_laplacian_edges,
+    p_laplacian_official,
+    p_laplacian_step,
+    pooled_nodes,
+)
 from attlas.layers.performer import PerformerAttention
+from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
@@ -67,6 +77,7 @@ __all__ = [
     "BaseConv",
     "BiMamba",
     "Block",
+    "Bottleneck",
     "CausalFlowAttention",
     "ClearMix",
     "Combiner",
@@ -75,6 +86,7 @@ __all__ = [
     "DependencyBlock",
     "Finding",
     "FlowAttention",
+    "GINAttention",
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
@@ -94,6 +106,8 @@ __all__ = [
     "MixerEntry",
     "ModulatedBlock",
     "NormalisedLinear",
+    "PAdapter",
+    "PNAAttention",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -127,7 +141,12 @@ __all__ = [
     "lightning1",
     "linear_by_layer",
     "mixer_entry",
+    "p_laplacian_edges",
+    "p_laplacian_official",
+    "p_laplacian_step",
     "places",
+    "pna_aggregates",
+    "pooled_nodes",
     "register_mixer",
     "rotary",
     "sliding_window",

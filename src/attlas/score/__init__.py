@@ -13,6 +13,7 @@ from attlas.score.flashbias import (
     rank_of,
     squared_distance,
 )
+from attlas.score.p_laplacian import PLaplacian, log_edge_weight
 
 __all__ = [
     "Clamped",
@@ -25,6 +26,7 @@ __all__ = [
     "LowRankBias",
     "Lowering",
     "Modulated",
+    "PLaplacian",
     "PairResult",
     "RowScale",
     "ScaledScore",
@@ -34,6 +36,7 @@ __all__ = [
     "alibi_slopes",
     "cosine_of_distance",
     "factored",
+    "log_edge_weight",
     "rank_of",
     "squared_distance",
 ]
