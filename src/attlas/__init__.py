@@ -44,7 +44,9 @@ _FROM = {
         "NeighbourList Plan PlanMismatch Order sorted_by tile groups grid serpentine ModelShape span_rule "
         "band_rule uniform_plan load_official"
     ),
-    "score": "Score Dot Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance",
+    "score": (
+        "Score Dot Bilinear Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance"
+    ),
     "attend": (
         "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold Sum Mean Max Min State merge KVView "
         "KVGroup explain cost counting via weights reduce edges_above apply_weights na1d na2d na3d tile_cost"

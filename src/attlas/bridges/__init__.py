@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from attlas.bridges.applied import Applied, applied
 from attlas.bridges.capture import Captured, Recording, capture
+from attlas.bridges.encoder import load_encoder
 from attlas.bridges.loading import load_model
 from attlas.bridges.models import UnsupportedModel, describe
 
@@ -16,5 +17,6 @@ __all__ = [
     "applied",
     "capture",
     "describe",
+    "load_encoder",
     "load_model",
 ]

@@ -149,7 +149,7 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
             f"cannot write the model cache {folder.parent}: {error.strerror or error}"
         ) from error
     try:
-        with _quiet(), _as_usage_error(str(file), local=True):
+        with quiet(), as_usage_error(str(file), local=True):
             source = {"gguf_file": file.name, "local_files_only": True}
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), quantization_config=GgufConfig(dequantize=True), dtype=dtype, **source
@@ -168,7 +168,7 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
 def _from_pretrained(source: str, shown: str, dtype: torch.dtype | None, *, local: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    with _quiet(), _as_usage_error(shown, local=local):
+    with quiet(), as_usage_error(shown, local=local):
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         masked = any("MaskedLM" in kind for kind in config.architectures or ())
         auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
@@ -180,7 +180,7 @@ def _from_pretrained(source: str, shown: str, dtype: torch.dtype | None, *, loca
 
 
 @contextmanager
-def _as_usage_error(shown: str, *, local: bool) -> Iterator[None]:
+def as_usage_error(shown: str, *, local: bool) -> Iterator[None]:
     """Damaged files surface as exceptions of many libraries (struct, tokenizers, safetensors, ...)."""
     try:
         yield
@@ -200,7 +200,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no warnings of transformers inside the block; its settings are restored.
 
     The GGUF reader draws its bar with tqdm itself, which only standard error can silence.

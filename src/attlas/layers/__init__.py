@@ -24,6 +24,8 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
@@ -49,10 +51,13 @@ from attlas.layers.p_adapter import (
     pooled_nodes,
 )
 from attlas.layers.performer import PerformerAttention
+from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
+from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.relative_bias import RelativeBias
-from attlas.layers.rotary import rotary
+from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
@@ -64,6 +69,7 @@ __all__ = [
     "FORMS",
     "GPSA",
     "MIXERS",
+    "PLGA",
     "QLSTM",
     "SGLU",
     "SS2D",
@@ -83,16 +89,21 @@ __all__ = [
     "Combiner",
     "CosformerAttention",
     "Decomposition",
+    "Deduced",
     "DependencyBlock",
     "Finding",
+    "FixedCurvature",
     "FlowAttention",
     "GINAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
@@ -103,6 +114,7 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetricLearner",
     "MixerEntry",
     "ModulatedBlock",
     "NormalisedLinear",
@@ -112,6 +124,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PrefixPLGA",
     "RelativeBias",
     "ReversedAttention",
     "Reweaving",
@@ -123,6 +136,8 @@ __all__ = [
     "ShiftedWindowAttention",
     "ShortConv",
     "SoftmaxMix",
+    "SparseEdges",
+    "SparseGIN",
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",
@@ -133,10 +148,15 @@ __all__ = [
     "auto_correlation",
     "block_partition",
     "check_mixer",
+    "dag_penalty",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
+    "kv_cache_only",
     "lamamba_block",
+    "lambda_schedule",
     "layout_graph",
     "lightning1",
     "linear_by_layer",
@@ -149,5 +169,8 @@ __all__ = [
     "pooled_nodes",
     "register_mixer",
     "rotary",
+    "rotary_pairs",
     "sliding_window",
+    "split_gate",
+    "strong_edges",
 ]

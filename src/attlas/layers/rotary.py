@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["rotary"]
+__all__ = ["rotary", "rotary_pairs"]
 
 
 def rotary(
@@ -31,3 +31,11 @@ def rotary(
     cos, sin = angle.cos(), angle.sin()
     low, high = x.to(wide).chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
+
+
+def rotary_pairs(
+    x: Float[Tensor, "*batch n d"], positions: Int[Tensor, "n"], *, base: float = 10000.0
+) -> Float[Tensor, "*batch n d"]:
+    """The same with pairs of neighbouring columns 2c and 2c + 1, as in the paper."""
+    halves = x.unflatten(-1, (-1, 2)).mT.flatten(-2)
+    return rotary(halves, positions, base=base).unflatten(-1, (2, -1)).mT.flatten(-2)

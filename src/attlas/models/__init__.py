@@ -12,6 +12,7 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
@@ -23,6 +24,8 @@ __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "PLDRLLM",
+    "PLDRS",
     "TRANSNORMERS",
     "Autoformer",
     "Based",
@@ -45,6 +48,7 @@ __all__ = [
     "MaxViTConfig",
     "MeanToken",
     "NoMixing",
+    "PLDRConfig",
     "Placed",
     "RecallNet",
     "ReweavingNet",

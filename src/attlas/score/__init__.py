@@ -2,6 +2,7 @@
 
 from attlas.score.base import Clamped, Edge, Lowering, PairResult, Score, ScoreSum
 from attlas.score.bias import DistanceBias, EdgeBias, Given, RowScale, ScaledScore
+from attlas.score.bilinear import Bilinear
 from attlas.score.dot import Cosine, Dot
 from attlas.score.flashbias import (
     LowRankBias,
@@ -16,6 +17,7 @@ from attlas.score.flashbias import (
 from attlas.score.p_laplacian import PLaplacian, log_edge_weight
 
 __all__ = [
+    "Bilinear",
     "Clamped",
     "Cosine",
     "DistanceBias",

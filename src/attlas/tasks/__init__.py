@@ -1,6 +1,16 @@
 """Texts, splits and long-context tasks to calibrate, select and evaluate with."""
 
 from attlas.tasks.bytes import ByteText, byte_text
+from attlas.tasks.glosses import (
+    GLOSS_CATEGORIES,
+    GLOSS_ORIGIN,
+    PADDING,
+    UNKNOWN,
+    Glosses,
+    Vocabulary,
+    glosses,
+    vocabulary,
+)
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
@@ -22,15 +32,20 @@ from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
 
 __all__ = [
     "ASK_KEY",
+    "GLOSS_CATEGORIES",
+    "GLOSS_ORIGIN",
     "INSTRUCTIONS",
+    "PADDING",
     "PASSKEY_VOCABULARY",
     "SERIES",
     "SHOW_KEY",
     "SOURCES",
     "UNASKED",
+    "UNKNOWN",
     "WORDINGS",
     "ByteText",
     "Forecasts",
+    "Glosses",
     "ItemScore",
     "Labelled",
     "LongItem",
@@ -41,6 +56,7 @@ __all__ = [
     "Recall",
     "Series",
     "TextSource",
+    "Vocabulary",
     "Wording",
     "build_items",
     "byte_text",
@@ -49,6 +65,7 @@ __all__ = [
     "digits_on_canvas",
     "encode",
     "forecasts",
+    "glosses",
     "induction",
     "load_series",
     "load_source",
@@ -62,4 +79,5 @@ __all__ = [
     "split_tokens",
     "summarise",
     "tokenise",
+    "vocabulary",
 ]
