@@ -29,6 +29,7 @@ from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
+from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -58,12 +59,22 @@ from attlas.layers.minimal_maps import (
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
 from attlas.layers.one_triangle import one_triangle
+from attlas.layers.p_adapter import (
+    Bottleneck,
+    PAdapter,
+    p_laplacian_edges,
+    p_laplacian_official,
+    p_laplacian_step,
+    pooled_nodes,
+)
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
+from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
@@ -91,6 +102,7 @@ __all__ = [
     "BaseConv",
     "BiMamba",
     "Block",
+    "Bottleneck",
     "Carried",
     "CausalFlowAttention",
     "ClearMix",
@@ -103,6 +115,7 @@ __all__ = [
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "GINAttention",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -132,6 +145,8 @@ __all__ = [
     "NonApproximate",
     "NormalisedLinear",
     "OneMap",
+    "PAdapter",
+    "PNAAttention",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -151,6 +166,8 @@ __all__ = [
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
+    "SparseEdges",
+    "SparseGIN",
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",
@@ -177,16 +194,23 @@ __all__ = [
     "importance",
     "kv_cache_only",
     "lamamba_block",
+    "lambda_schedule",
     "layout_graph",
     "lightning1",
     "linear_by_layer",
     "mixer_entry",
     "one_triangle",
+    "p_laplacian_edges",
+    "p_laplacian_official",
+    "p_laplacian_step",
     "places",
+    "pna_aggregates",
+    "pooled_nodes",
     "register_mixer",
     "rotary",
     "rotary_pairs",
     "sliding_window",
     "split_gate",
+    "strong_edges",
     "triangular",
 ]
