@@ -172,7 +172,6 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     ),
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
-    "bilinear": lambda given: Bilinear(given.leaf(HEADS, WIDTH, WIDTH)),
     # As power law graph attention: a matrix of every row of the batch and query head.
     "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
@@ -225,7 +224,6 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
-            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax",),
@@ -242,7 +240,6 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "key bias",
             "low rank",
             "low rank mask",
-            "bilinear",
             "row scale",
         ),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
