@@ -24,8 +24,10 @@ from attlas.attend import (
     make_request,
 )
 from attlas.attend.backends import core_of
+from attlas.graph import Graph, coalesce
 from attlas.pattern import (
     BlockTable,
+    GraphEdges,
     NeighbourList,
     Pattern,
     Segments,
@@ -126,6 +128,7 @@ PATTERNS: dict[str, Pattern | Callable[[int], Pattern] | None] = {
             _drawn(-1, n // 16 + 1, HEADS, n // 16 + 1, 3), _drawn(0, 5, HEADS, n // 16 + 1, 3) > 0, 16
         )
     ),
+    "graph": lambda n: GraphEdges(coalesce(Graph.from_edge_index(_drawn(0, n, 2, 4 * n), num_nodes=n))[0]),
     # Batch rows with pairs of their own.
     "neighbours": lambda n: causal() & (NeighbourList(_drawn(-1, n, BATCH, 1, n, 9)) | sink(1)),
 }
@@ -246,6 +249,13 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
         "aggregate": ("sum",),
         "extra": ("nothing", "extra"),
     },
+    "edge": {
+        "pattern": ("graph",),
+        "score": ("dot", "dot, own scale"),
+        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
+        "aggregate": ("sum",),
+        "extra": ("nothing", "extra"),
+    },
     "decode": {
         "score": ("dot", "dot, own scale"),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
@@ -255,6 +265,8 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 # Backends that read a view of a cache instead of tensors, and have no gradient.
 READS_VIEWS = ("decode",)
+# Backends that take a graph, and no other pattern.
+READS_GRAPHS = ("edge",)
 
 
 @dataclass(frozen=True)
