@@ -5,13 +5,14 @@ out, state = merge([attend(..., return_state=True), attend(..., return_state=Tru
 """
 
 from attlas._common.room import make_callable
-from attlas.attend.aggregate import Aggregate, Max, Mean, Min, Sum
+from attlas.attend.adjacency import Binary, SoftThreshold, TopShare
+from attlas.attend.aggregate import Aggregate, Max, Mean, Min, NeighbourMax, Sum
 from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
 from attlas.attend.counts import OverCount, TimesLogCount
-from attlas.attend.edge_weights import apply_weights, weights
+from attlas.attend.edge_weights import apply_weights, sum_over_edges, weights
 from attlas.attend.flashsigmoid import flash_sigmoid, over_count_sigmoid
 from attlas.attend.lssa import PortedPower, Scoring, ShiftPower, lssa, lssar, lssar_port
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood
@@ -51,6 +52,7 @@ __all__ = [
     "Aggregate",
     "ArgmaxPerKey",
     "BandMean",
+    "Binary",
     "Chain",
     "Choice",
     "ColumnMean",
@@ -65,6 +67,7 @@ __all__ = [
     "Max",
     "Mean",
     "Min",
+    "NeighbourMax",
     "Normaliser",
     "OverCount",
     "Part",
@@ -81,12 +84,14 @@ __all__ = [
     "Shapes",
     "ShiftPower",
     "Sigmoid",
+    "SoftThreshold",
     "Softmax",
     "State",
     "Sum",
     "Threshold",
     "TileCost",
     "TimesLogCount",
+    "TopShare",
     "apply_weights",
     "attend",
     "choose",
@@ -110,6 +115,7 @@ __all__ = [
     "plan",
     "record_fallback",
     "reduce",
+    "sum_over_edges",
     "tile_cost",
     "via",
     "weights",

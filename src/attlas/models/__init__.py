@@ -13,6 +13,13 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.minimal import (
+    MINIMALS,
+    MinimalLayer,
+    MinimalViT,
+    layer_parameters,
+    overdetermination,
+)
 from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
@@ -25,6 +32,7 @@ __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "MINIMALS",
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
@@ -49,6 +57,8 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "MinimalLayer",
+    "MinimalViT",
     "NoMixing",
     "PLDRConfig",
     "Placed",
@@ -64,6 +74,8 @@ __all__ = [
     "VideoDenoiser",
     "WindowNet",
     "hybrid",
+    "layer_parameters",
+    "overdetermination",
     "small_halonet",
     "small_maxvit",
     "standard_layers",
