@@ -22,7 +22,7 @@ ACROSS: dict[str, Pattern | None] = {
     "per head": HEADWISE,
 }
 # Their tables have no axis of queries, which are fewer here.
-SHORT = ("dot", "cosine", "distance", "key bias", "clamp", "bilinear", "bilinear per row")
+SHORT = ("dot", "cosine", "distance", "key bias", "clamp", "bilinear", "bilinear, per head")
 NEIGHBOURHOODS = ("1-D dilated", "2-D halo", "2-D with text", "3-D neighbourhood")
 UNDIVIDED = ("identity", "sigmoid")
 STREAMED = ("sigmoid", "sigmoid by count", "softplus", "over count", "log count softplus", "shift power")
