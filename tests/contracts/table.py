@@ -175,8 +175,6 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     ),
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
-    # As power law graph attention: a matrix of every row of the batch and query head.
-    "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
 }
 

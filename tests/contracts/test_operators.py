@@ -118,12 +118,12 @@ PRECISE = [
 @pytest.mark.parametrize("case", PRECISE, ids=str)
 def test_single_precision(case: Case) -> None:
     got, found = answers(case, case.backend, torch.float32)
-    wanted, expected = answers(_rounded(case, torch.float32), "reference", torch.float64)
+    wanted, expected = answers(rounded(case, torch.float32), "reference", torch.float64)
     for one, other in zip([got, *found], [wanted, *expected], strict=True):
         close(one, other, TOLERANCE[torch.float32], 1.0, "float32")
 
 
-def _rounded(case: Case, dtype: torch.dtype) -> Any:
+def rounded(case: Case, dtype: torch.dtype) -> Any:
     """The case with leaves that a lower precision can hold, in float64."""
 
     class Rounded:
