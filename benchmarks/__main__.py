@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, prefill, scan
+from benchmarks import attend, decode, peers, prefill, scan
 
-MEASURED = {"attend": attend, "prefill": prefill, "decode": decode, "scan": scan}
+MEASURED = {"attend": attend, "prefill": prefill, "decode": decode, "scan": scan, "peers": peers}
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 ROOMS = (
+    "graph",
     "pattern",
     "score",
     "attend",
@@ -37,6 +38,7 @@ ROOMS = (
 )
 
 _FROM = {
+    "graph": "Graph",
     "pattern": (
         "Elastic elastic Tokens Pattern causal dense window sink distance key group along ball rounded "
         "halo block_windows grid_windows power slashes s2_attention sf_attention radial radial_official "

@@ -1,4 +1,4 @@
-"""Writes RESULTS.md and the README's table from `results/*.json`: generated, never edited.
+"""Writes RESULTS.md, docs/released.md and the README's table from `results/*.json`: generated, never edited.
 
 python -m attlas.catalog.results [--check] [--root FOLDER]
 """
@@ -16,10 +16,12 @@ from attlas._common.errors import UsageError
 from attlas._common.files import read_json, write_atomic
 from attlas.catalog.claim import OUTCOMES
 from attlas.catalog.pattern_results import mixers_section, patterns_section
+from attlas.catalog.released._page import released_page
 
 __all__ = ["BEGIN", "END", "fill_region", "load_results", "main", "readme_table", "results_page", "table"]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ON_RELEASED = "attlas.released"  # a page of its own
 Rows = Sequence[Sequence[str]]
 
 
@@ -140,7 +142,7 @@ def results_page(results: Mapping[str, Mapping[str, Any]]) -> str:
             schema = result["schema"]
             if schema == order and order is not None:
                 parts.append(sections[order](result))
-            elif order is None and schema not in sections:
+            elif order is None and schema not in (*sections, ON_RELEASED):
                 parts.append(other_section(name, result))
     return head + "\n".join(parts)
 
@@ -191,8 +193,10 @@ def fill_region(text: str, content: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write both files, or with --check only tell whether they are up to date (exit code 1 if not)."""
-    parser = argparse.ArgumentParser(description="Write RESULTS.md and the README's table from results/.")
+    """Write the files, or with --check only tell whether they are up to date (exit code 1 if not)."""
+    parser = argparse.ArgumentParser(
+        description="Write RESULTS.md, docs/released.md and the README's table from results/."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if a file is out of date")
     parser.add_argument("--root", type=Path, default=Path(), help="the project's folder")
     options = parser.parse_args(arguments)
@@ -201,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         readme = options.root / "README.md"
         wanted = {
             options.root / "RESULTS.md": results_page(results),
+            options.root / "docs" / "released.md": _released(results),
             readme: fill_region(readme.read_text(encoding="utf-8"), readme_table(results)),
         }
         stale = [path for path, text in wanted.items() if _content(path) != text]
@@ -214,6 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"attlas: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _released(results: Mapping[str, Mapping[str, Any]]) -> str:
+    found = [result for result in results.values() if result["schema"] == ON_RELEASED]
+    return released_page(found[0], _made_with(found[0])) if found else released_page(None)
 
 
 def _content(path: Path) -> str | None:

@@ -194,7 +194,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 @realises(SelfAttention)
 def _attention(mixer: SelfAttention, x: Tensor) -> Realised:
     at = Tokens(x.shape[1], total=x.shape[1])
-    query, key = split_heads(mixer.query(x), mixer.heads), split_heads(mixer.key(x), mixer.kv_heads)
+    query, key = mixer.part("query", x), mixer.part("key", x)
     if mixer.base is not None:
         places = at.positions(x.device)
         query, key = (rotary(part, places, base=mixer.base, factor=mixer.factor) for part in (query, key))

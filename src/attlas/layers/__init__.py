@@ -25,6 +25,8 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -82,6 +84,8 @@ __all__ = [
     "Finding",
     "FixedCurvature",
     "FlowAttention",
+    "Gate",
+    "GatedAttention",
     "GatedConv",
     "GaussianBlock",
     "GraphLayoutAttention",
@@ -89,6 +93,7 @@ __all__ = [
     "ImplicitConv",
     "KernelMix",
     "LayoutGraph",
+    "LearnedGate",
     "LightningAttention",
     "LinearAttention",
     "LiteralMemoryAsContext",
@@ -131,6 +136,8 @@ __all__ = [
     "check_mixer",
     "dag_penalty",
     "extrapolated_scale",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
     "importance",
@@ -145,4 +152,5 @@ __all__ = [
     "rotary",
     "rotary_pairs",
     "sliding_window",
+    "split_gate",
 ]

@@ -1,5 +1,7 @@
 """Multi-head self-attention with a pattern, a score and a normaliser of your choice."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ class SelfAttention(nn.Module):
         pattern: who attends to whom; sizes relative to a length are evaluated at the tokens' own.
         score, normaliser: as in `attend`.
         base: of rotary positions; None: no positions here. factor: they are divided by it (see `rotary`).
-        bias: of the four projections.
+        bias: of the four projections. head_width: width / heads unless given.
+        norm: makes a normalisation of the head width, for queries and keys before rotary positions.
 
     Shapes: (B, N, width) -> (B, N, width). Cost: 4 width^2 N for the projections plus that of the pattern.
     """
@@ -40,11 +43,13 @@ class SelfAttention(nn.Module):
         base: float | None = None,
         factor: float = 1.0,
         bias: bool = False,
+        head_width: int | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        if width % heads or heads % kv_heads:
+        if (head_width is None and width % heads) or heads % kv_heads:
             raise ValueError(
                 f"width must be a multiple of heads and heads of kv_heads, got {width}, {heads}, {kv_heads}"
             )
@@ -53,11 +58,12 @@ class SelfAttention(nn.Module):
         self.pattern = pattern
         self.score = Dot() if score is None else score
         self.normaliser = Softmax() if normaliser is None else normaliser
-        head = width // heads
+        head = width // heads if head_width is None else head_width
         self.query = nn.Linear(width, heads * head, bias=bias)
         self.key = nn.Linear(width, kv_heads * head, bias=bias)
         self.value = nn.Linear(width, kv_heads * head, bias=bias)
         self.out = nn.Linear(heads * head, width, bias=bias)
+        self.norms = nn.ModuleDict({} if norm is None else {name: norm(head) for name in ("query", "key")})
 
     def forward(
         self,
@@ -81,7 +87,7 @@ class SelfAttention(nn.Module):
             there = Tokens(keys, total=keys, valid=valid)
         source = x if context is None else context
         query, key, value = self._query(x, own), *self._key_value(source, there)
-        return self._attended(query, key, value, own, there)
+        return self._output(self._attended(query, key, value, own, there), x)
 
     def start(self, batch: int) -> State:
         """Before the first token."""
@@ -110,21 +116,23 @@ class SelfAttention(nn.Module):
             for name, part in (("key", new_key), ("value", new_value))
         )
         index = torch.cat([index, before + torch.arange(count, device=x.device)])
-        out = self._attended(
-            self._query(x, own), key, value, own, Tokens(len(index), index=index, total=before + count)
-        )
+        there = Tokens(len(index), index=index, total=before + count)
+        out = self._output(self._attended(self._query(x, own), key, value, own, there), x)
         left = torch.isin(index, _kept(before + count, span, x.device)).nonzero()[:, 0]
         parts = {"key": key.index_select(2, left), "value": value.index_select(2, left)}
         return out, State(parts, state.position + count)
 
     def _query(self, x: Tensor, at: Tokens) -> Tensor:
-        return self._placed(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), at)
+        return self._placed(self.part("query", x), at)
 
     def _key_value(self, x: Tensor, at: Tokens) -> tuple[Tensor, Tensor]:
-        key, value = (
-            make(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for make in (self.key, self.value)
-        )
-        return self._placed(key, at), value
+        return self._placed(self.part("key", x), at), self.part("value", x)
+
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """Query, key or value before rotary positions, (B, heads, N, head width)."""
+        heads = self.heads if name == "query" else self.kv_heads
+        part: Tensor = getattr(self, name)(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        return self.norms[name](part) if name in self.norms else part
 
     def _placed(self, part: Tensor, at: Tokens) -> Tensor:
         if self.base is None:
@@ -136,7 +144,11 @@ class SelfAttention(nn.Module):
             query, key, value, pattern=self.pattern, score=self.score, normaliser=self.normaliser,
             q_at=q_at, k_at=k_at, backend=self.backend,
         )  # fmt: skip
-        out: Tensor = self.out(torch.as_tensor(found).transpose(1, 2).flatten(2))
+        return torch.as_tensor(found)
+
+    def _output(self, heads: Tensor, x: Tensor) -> Tensor:
+        """What the heads found (B, heads, N, head width), put together for the tokens x that asked."""
+        out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out
 
 
