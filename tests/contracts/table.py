@@ -22,11 +22,13 @@ from attlas.attend import (
     Max,
     Mean,
     Min,
+    NeighbourMax,
     Normaliser,
     Ratio,
     SenderSoftmax,
     Sigmoid,
     Softmax,
+    SoftThreshold,
     Sum,
     Threshold,
     make_request,
@@ -62,7 +64,17 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import (
+    Cosine,
+    DistanceBias,
+    Dot,
+    EdgeBias,
+    Given,
+    LowRankBias,
+    PLaplacian,
+    RowScale,
+    Score,
+)
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 
 BATCH, KV_HEADS, WIDTH = 2, 2, 8
@@ -179,6 +191,9 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
+    "p-laplacian": lambda given: PLaplacian(
+        Given(given.leaf(BATCH, 1, given.length, given.length)), given.leaf(1, positive=True), WIDTH
+    ),
 }
 
 NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
@@ -193,9 +208,16 @@ NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
     "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
+    "softplus above": lambda given: Softmax() >> SoftThreshold(given.leaf(HEADS), "softplus", sharpness=10.0),
 }
 
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
+AGGREGATES: dict[str, Aggregate] = {
+    "sum": Sum(),
+    "mean": Mean(),
+    "max": Max(),
+    "min": Min(),
+    "neighbour max": NeighbourMax(),
+}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
