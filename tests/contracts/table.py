@@ -20,6 +20,7 @@ from attlas.attend import (
     Max,
     Mean,
     Min,
+    NeighbourMax,
     Sum,
     make_request,
 )
@@ -56,7 +57,18 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import (
+    Bilinear,
+    Cosine,
+    DistanceBias,
+    Dot,
+    EdgeBias,
+    Given,
+    LowRankBias,
+    PLaplacian,
+    RowScale,
+    Score,
+)
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 from contracts.normalisers import HEADS, NORMALISERS
 
@@ -176,9 +188,18 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
+    "p-laplacian": lambda given: PLaplacian(
+        Given(given.leaf(BATCH, 1, given.length, given.length)), given.leaf(1, positive=True), WIDTH
+    ),
 }
 
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
+AGGREGATES: dict[str, Aggregate] = {
+    "sum": Sum(),
+    "mean": Mean(),
+    "max": Max(),
+    "min": Min(),
+    "neighbour max": NeighbourMax(),
+}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
