@@ -1,5 +1,6 @@
-"""What a mixer does, looked at from outside: as a dynamical system."""
+"""What a mixer does, looked at from outside: as a dynamical system; whether its weights tell what matters."""
 
+from attlas.inspect.attention_importance import attention_agreement, weights_and_importance
 from attlas.inspect.consequences import Check, consequences
 from attlas.inspect.dsf import describe_mixer, inspect_dsf
 from attlas.inspect.from_mixer import Realised, from_mixer, from_scan, realises
@@ -11,6 +12,7 @@ __all__ = [
     "Check",
     "Realised",
     "StateSize",
+    "attention_agreement",
     "consequences",
     "describe_mixer",
     "from_mixer",
@@ -19,4 +21,5 @@ __all__ = [
     "jacobian_kernel",
     "realises",
     "state_size",
+    "weights_and_importance",
 ]
