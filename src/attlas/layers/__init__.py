@@ -2,6 +2,7 @@
 
 from attlas.layers.aaren import Aaren
 from attlas.layers.abc_attention import ABCAttention
+from attlas.layers.additive import AdditiveScore
 from attlas.layers.agent import AgentAttention
 from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
@@ -93,6 +94,7 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveScore",
     "AgentAttention",
     "AgentSD",
     "Approximate",

@@ -1,5 +1,6 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.attention_classifier import AttentionClassifier, Sentences
 from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
@@ -36,6 +37,7 @@ __all__ = [
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
+    "AttentionClassifier",
     "Autoformer",
     "Based",
     "BasedConfig",
@@ -64,6 +66,7 @@ __all__ = [
     "Placed",
     "RecallNet",
     "ReweavingNet",
+    "Sentences",
     "SeriesEmbedding",
     "SeriesTransformer",
     "SmallLM",
