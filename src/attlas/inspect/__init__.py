@@ -1,5 +1,3 @@
-"""What a mixer does, looked at from outside: as a dynamical system, and by its attention maps."""
-
 """What a mixer does, looked at from outside: as a dynamical system; whether its weights tell what matters."""
 
 from attlas.inspect.attention_importance import attention_agreement, weights_and_importance
