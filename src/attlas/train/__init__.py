@@ -1,6 +1,7 @@
 """Training: the thin use of a training library, and objectives."""
 
 from attlas.train.diffusion import Diffusion, NoisyBatch
+from attlas.train.distil import distil, distil_loss
 from attlas.train.fit import SMALL_RECIPE, Diverged, Recipe, fit
 from attlas.train.objectives import label_loss, next_token_loss, recall_loss
 
@@ -10,6 +11,8 @@ __all__ = [
     "Diverged",
     "NoisyBatch",
     "Recipe",
+    "distil",
+    "distil_loss",
     "fit",
     "label_loss",
     "next_token_loss",
