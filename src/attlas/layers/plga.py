@@ -4,6 +4,8 @@ Source: Gokden 2025, arXiv 2502.13502 (base model 2410.16703); burcgokden/PLDR-L
 power_law_attention_layer_v510.py, pldr_model_v510.py. Legend: B batch, H heads, N tokens, h head width.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class PLGA(nn.Module):
             )
         self.heads, self.kv_heads, self.head, self.base = heads, kv_heads, width // heads, base
         self.pattern = causal() if pattern is None else pattern
-        self.metric = MetricLearner(self.head, heads) if metric is None else metric
+        self.metric: Any = MetricLearner(self.head, heads) if metric is None else metric
         self.query = nn.Linear(width, width)
         self.key, self.value = (nn.Linear(width, kv_heads * self.head) for _ in range(2))
         self.out = nn.Linear(width, width)
