@@ -29,6 +29,7 @@ from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -57,6 +58,7 @@ from attlas.layers.one_triangle import one_triangle
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
+from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
@@ -70,6 +72,7 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 __all__ = [
     "FORMS",
     "GPSA",
+    "LAMA",
     "MIXERS",
     "PLGA",
     "QLSTM",
@@ -77,6 +80,7 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditivePooling",
     "AgentAttention",
     "AgentSD",
     "AutoCorrelation",
@@ -112,6 +116,7 @@ __all__ = [
     "MBConv",
     "Mamba",
     "MaxViTBlock",
+    "MeanPooling",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
@@ -133,6 +138,7 @@ __all__ = [
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
+    "SelfAttentionPooling",
     "Setting",
     "SharedMap",
     "ShiftedWindowAttention",
@@ -163,10 +169,12 @@ __all__ = [
     "grid_partition",
     "halo_attention",
     "kv_cache_only",
+    "lama_logits",
     "lamamba_block",
     "layout_graph",
     "lightning1",
     "linear_by_layer",
+    "masked_mean",
     "mixer_entry",
     "one_triangle",
     "places",
@@ -175,5 +183,7 @@ __all__ = [
     "rotary_pairs",
     "sliding_window",
     "split_gate",
+    "star",
     "triangular",
+    "word_importance",
 ]

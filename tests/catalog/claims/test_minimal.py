@@ -10,7 +10,10 @@ from attlas.catalog.claims import minimal as claims
 def run_with(changes=None):
     values = {}
     for index, name in enumerate(claims.ARMS):
-        values |= {f"validation accuracy, {name}": 0.95 - 0.003 * (index > 0), f"training accuracy, {name}": 1.0}
+        values |= {
+            f"validation accuracy, {name}": 0.95 - 0.003 * (index > 0),
+            f"training accuracy, {name}": 1.0,
+        }
         values |= {f"training loss, {name}": 0.001 + 0.01 * index, f"validation loss, {name}": 0.2}
         values |= {f"parameters, {name}": 3000.0 if index == 0 else 900.0}
         values |= {f"all parameters, {name}": 4000.0, f"Qd, {name}": 0.5}
