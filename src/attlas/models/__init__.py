@@ -1,10 +1,12 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.attention_classifier import AttentionClassifier, Sentences
 from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
+from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
@@ -36,11 +38,13 @@ __all__ = [
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
+    "AttentionClassifier",
     "Autoformer",
     "Based",
     "BasedConfig",
     "ConViT",
     "CrossBlock",
+    "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
     "GraphLayoutLM",
@@ -64,6 +68,7 @@ __all__ = [
     "RecallNet",
     "RecurrentClassifier",
     "ReweavingNet",
+    "Sentences",
     "SeriesEmbedding",
     "SeriesTransformer",
     "SmallLM",
@@ -73,8 +78,10 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "hybrid",
     "layer_parameters",
     "overdetermination",
     "small_halonet",
     "small_maxvit",
+    "standard_layers",
 ]

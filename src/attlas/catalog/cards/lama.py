@@ -29,7 +29,7 @@ CARD = Card(
     source="arXiv:1912.00835",
     code="JohnGiorgi/compact-multi-head-self-attention-pytorch",
     departures=(
-        "No official repository is known. The port named here, of others, has the context as a mean alone and "
+        "No official repository is known. The port named here, of others, takes the mean for the context and "
         "divides also a single head, and gives the same weights for two heads and more.",
         "One head alone is not divided by its length: every logit would be 1 or -1.",
         "A token whose m affinities are all 0 (0/0) has the logits 0 and gradient 0; a sequence of such "
