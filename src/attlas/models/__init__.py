@@ -12,6 +12,7 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.minimal import (
@@ -65,6 +66,7 @@ __all__ = [
     "PLDRConfig",
     "Placed",
     "RecallNet",
+    "RecurrentClassifier",
     "ReweavingNet",
     "Sentences",
     "SeriesEmbedding",
