@@ -11,7 +11,10 @@ from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
+from attlas.attend.counts import OverCount, TimesLogCount
 from attlas.attend.edge_weights import apply_weights, sum_over_edges, weights
+from attlas.attend.flashsigmoid import flash_sigmoid, over_count_sigmoid
+from attlas.attend.lssa import PortedPower, Scoring, ShiftPower, lssa, lssar, lssar_port
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood
 from attlas.attend.normaliser import (
     Chain,
@@ -22,6 +25,7 @@ from attlas.attend.normaliser import (
     Softmax,
     Threshold,
 )
+from attlas.attend.observing import observing
 from attlas.attend.ratio import L1, Ratio
 from attlas.attend.reducers import (
     ArgmaxPerKey,
@@ -65,16 +69,20 @@ __all__ = [
     "Min",
     "NeighbourMax",
     "Normaliser",
+    "OverCount",
     "Part",
     "Piece",
     "Planned",
+    "PortedPower",
     "Ratio",
     "Reducer",
     "Request",
     "RowContext",
     "RowDistance",
+    "Scoring",
     "SenderSoftmax",
     "Shapes",
+    "ShiftPower",
     "Sigmoid",
     "SoftThreshold",
     "Softmax",
@@ -82,6 +90,7 @@ __all__ = [
     "Sum",
     "Threshold",
     "TileCost",
+    "TimesLogCount",
     "TopShare",
     "apply_weights",
     "attend",
@@ -90,13 +99,19 @@ __all__ = [
     "counting",
     "edges_above",
     "explain",
+    "flash_sigmoid",
     "forget_layouts",
+    "lssa",
+    "lssar",
+    "lssar_port",
     "make_request",
     "merge",
     "na1d",
     "na2d",
     "na3d",
     "neighbourhood",
+    "observing",
+    "over_count_sigmoid",
     "plan",
     "record_fallback",
     "reduce",

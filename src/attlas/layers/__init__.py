@@ -2,6 +2,7 @@
 
 from attlas.layers.aaren import Aaren
 from attlas.layers.abc_attention import ABCAttention
+from attlas.layers.additive import AdditiveScore
 from attlas.layers.agent import AgentAttention
 from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
@@ -21,9 +22,12 @@ from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
+from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gin_attention import GINAttention
@@ -32,6 +36,7 @@ from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
+from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
@@ -41,7 +46,20 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.minimal import MinimalAttention, collapsed, collapsed_stack, triangular
+from attlas.layers.minimal_maps import (
+    Carried,
+    OneMap,
+    SharedMap,
+    Similarity,
+    TriangularMap,
+    TwoMaps,
+    Untouched,
+    ValueAndOut,
+    ValueMap,
+)
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.one_triangle import one_triangle
 from attlas.layers.p_adapter import (
     Bottleneck,
     PAdapter,
@@ -67,6 +85,7 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
+    "GAAM",
     "GPSA",
     "MIXERS",
     "PLGA",
@@ -75,8 +94,10 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveScore",
     "AgentAttention",
     "AgentSD",
+    "Approximate",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
@@ -84,6 +105,7 @@ __all__ = [
     "BiMamba",
     "Block",
     "Bottleneck",
+    "Carried",
     "CausalFlowAttention",
     "ClearMix",
     "Combiner",
@@ -93,11 +115,14 @@ __all__ = [
     "DependencyBlock",
     "Finding",
     "FixedCurvature",
+    "FlashSigmoid",
     "FlowAttention",
     "GINAttention",
     "Gate",
     "GatedAttention",
     "GatedConv",
+    "GatedMLP",
+    "GaussianBlock",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -108,6 +133,7 @@ __all__ = [
     "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",
+    "LssarAttention",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
@@ -115,9 +141,12 @@ __all__ = [
     "MemoryAsGate",
     "MemoryAsLayer",
     "MetricLearner",
+    "MinimalAttention",
     "MixerEntry",
     "ModulatedBlock",
+    "NonApproximate",
     "NormalisedLinear",
+    "OneMap",
     "PAdapter",
     "PNAAttention",
     "Partition",
@@ -133,9 +162,12 @@ __all__ = [
     "SelectiveSSM",
     "SelfAttention",
     "Setting",
+    "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "Similarity",
     "SoftmaxMix",
+    "SourcedAttention",
     "SparseEdges",
     "SparseGIN",
     "SparseHybrid",
@@ -143,17 +175,25 @@ __all__ = [
     "TaylorAttention",
     "TransNormerBlock",
     "TransNormerMixer",
+    "TriangularMap",
+    "TwoMaps",
     "TwoStreamAttention",
+    "Untouched",
+    "ValueAndOut",
+    "ValueMap",
     "alibi_by_layer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
+    "collapsed",
+    "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
     "fuse_gate",
     "gate_for",
     "grid_partition",
     "halo_attention",
+    "importance",
     "kv_cache_only",
     "lamamba_block",
     "lambda_schedule",
@@ -161,6 +201,7 @@ __all__ = [
     "lightning1",
     "linear_by_layer",
     "mixer_entry",
+    "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
@@ -173,4 +214,5 @@ __all__ = [
     "sliding_window",
     "split_gate",
     "strong_edges",
+    "triangular",
 ]

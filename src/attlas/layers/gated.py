@@ -283,5 +283,5 @@ for _place in ("G1", "G2"):
             stateful=True,
             padding=True,
             permutes=True,
-        )  # fmt: skip
+        )
     )

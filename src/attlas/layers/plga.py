@@ -75,7 +75,7 @@ class PLGA(nn.Module):
         self,
         x: Float[Tensor, "B N C"],
         *,
-        curvature: Float[Tensor, "*B H h h"] | None = None,
+        curvature: Float[Tensor, "*B h h"] | None = None,
         valid: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """All tokens; `curvature`: G, cached or of another text, instead of that of these tokens.
@@ -185,7 +185,8 @@ class PrefixPLGA(PLGA):
     def advance(self, x: Float[Tensor, "B N C"], state: State) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row."""
         query, key, value, own, there = self._behind(x, state, _place(state))
-        folded, parts = self._folded(query, state)
+        with torch.autocast(x.device.type, enabled=False):
+            folded, parts = self._folded(query, state)
         out = self._attended(folded, key, value, None, own, there)
         return out, State(parts | {"key": key, "value": value}, state.position + x.shape[1])
 
@@ -195,7 +196,9 @@ class PrefixPLGA(PLGA):
         query, key, value = self._projected(x, 0)
         seen = query if valid is None else query.masked_fill(~valid[:, None, :, None], 0.0)
         at = Tokens(x.shape[1], valid=valid)
-        return self._attended(self._folded(seen, self.start(len(x)))[0], key, value, None, at, at)
+        with torch.autocast(x.device.type, enabled=False):
+            folded, _ = self._folded(seen, self.start(len(x)))
+        return self._attended(folded, key, value, None, at, at)
 
     def _folded(self, query: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """q G of every token's chunk, and the sums behind the last of them."""

@@ -42,7 +42,8 @@ def density(
     q = query.to(wide(query.dtype))
     if valid is not None:
         q = q.masked_fill(~valid[:, None, :, None], 0.0)
-    return q.mT @ q
+    with torch.autocast(q.device.type, enabled=False):
+        return q.mT @ q
 
 
 def power_law(

@@ -1,10 +1,12 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.attention_classifier import AttentionClassifier, Sentences
 from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
+from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
@@ -12,6 +14,13 @@ from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShap
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.minimal import (
+    MINIMALS,
+    MinimalLayer,
+    MinimalViT,
+    layer_parameters,
+    overdetermination,
+)
 from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
@@ -24,14 +33,17 @@ __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "MINIMALS",
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
+    "AttentionClassifier",
     "Autoformer",
     "Based",
     "BasedConfig",
     "ConViT",
     "CrossBlock",
+    "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
     "GraphLayoutLM",
@@ -47,11 +59,14 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "MinimalLayer",
+    "MinimalViT",
     "NoMixing",
     "PLDRConfig",
     "Placed",
     "RecallNet",
     "ReweavingNet",
+    "Sentences",
     "SeriesEmbedding",
     "SeriesTransformer",
     "SmallLM",
@@ -61,6 +76,10 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "hybrid",
+    "layer_parameters",
+    "overdetermination",
     "small_halonet",
     "small_maxvit",
+    "standard_layers",
 ]
