@@ -49,9 +49,9 @@ def applied(
     plan: a Plan made for this model, one pattern for all layers, or one per layer (a decoder's are made
     causal; the model's own sliding windows stay in force); or `swap(normaliser=, score=, pattern=)`, or a
     list of swaps, which exchange other parts too (by the generic backend, slower: `handle.fallbacks`). N of
-    elastic spans is the row's own length: its real tokens in a plain forward, prompt + new tokens in `generate`; total= (one number or one per row)
-    fixes it instead, and is needed to continue a cache of transformers' own by a second chunk. Padding (left,
-    right) changes nothing.
+    elastic spans is the row's own length: its real tokens in a plain forward, prompt + new tokens in
+    `generate`; total= (one number or one per row) fixes it instead, and is needed to continue a cache of
+    transformers' own by a second chunk. Padding (left, right) changes nothing.
 
     `generate` uses a RaggedCache; a DynamicCache (passed, or made by the model's forward) keeps every key and
     is masked by position. PlanMismatch: the plan is for another model. UnsupportedModel: says what is
