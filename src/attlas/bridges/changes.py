@@ -247,5 +247,5 @@ def _read(row: Mapping[str, Any], tensors: dict[str, Tensor], source: str) -> Sw
     elif row["plan"] is not None:
         seen = Plan.from_dict(row["plan"], source=source)
     layers = None if row["layers"] is None else tuple(row["layers"])
-    parts = (read_part(row[name], tensors, source) for name in ("normaliser", "score"))
-    return Swap(*parts, seen, layers)
+    normaliser, score = (read_part(row[name], tensors, source) for name in ("normaliser", "score"))
+    return Swap(normaliser, score, seen, layers)

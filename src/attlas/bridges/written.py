@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
-import attlas.attend
-import attlas.score
 from attlas._common.errors import UsageError
 from attlas.attend import Normaliser
 from attlas.score import RowScale, Score
@@ -19,7 +18,8 @@ __all__ = ["read_part", "write_part"]
 def _kinds() -> dict[str, type[Any]]:
     """The public normalisers and scores that are dataclasses, by name."""
     found = {}
-    for room in (attlas.attend, attlas.score):
+    # `attlas.attend` is a function as well as a room: by import_module it is the room.
+    for room in (import_module("attlas.attend"), import_module("attlas.score")):
         for name in room.__all__:
             kind = getattr(room, name)
             if (
