@@ -172,9 +172,8 @@ def _site(model: nn.Module, wired: Wiring, found: Architecture, where: str, laye
     attention, query = wired.modules[layer], needed(found.query)
     letter = where[0]
     paths = {"q": found.query, "k": found.key, "v": found.value}
-    norm = (
-        inside({"q": found.query_norm, "k": found.key_norm}.get(letter)) if where[1:] == "_normed" else None
-    )
+    own_norm = inside({"q": found.query_norm, "k": found.key_norm}.get(letter))
+    norm = own_norm if where.endswith("_normed") else None
     form: Literal["tokens", "columns", "heads first", "heads last"] = "columns"
     packing, index, side = found.packing, 0, "out"
     if where == "layer_in":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -52,15 +52,18 @@ def swap(
         raise ValueError("swap has nothing to exchange: give normaliser, score, pattern or plan")
     if pattern is not None and plan is not None:
         raise ValueError("swap: give either pattern or plan, not both: a plan holds a pattern per layer")
-    kinds = {"normaliser": Normaliser, "score": Score, "pattern": Pattern, "plan": Plan}
-    given = {"normaliser": normaliser, "score": score, "pattern": pattern, "plan": plan}
-    for name, kind in kinds.items():
-        if given[name] is not None and not isinstance(given[name], kind):
-            raise TypeError(f"swap {name} must be a {kind.__name__}, made ready to use, got {given[name]!r}")
+    _check_kinds({"normaliser": normaliser, "score": score, "pattern": pattern, "plan": plan})
     chosen = None
     if layers is not None:
         chosen = (layers,) if isinstance(layers, int) else tuple(layers)
     return Swap(normaliser, score, pattern if plan is None else plan, chosen)
+
+
+def _check_kinds(given: Mapping[str, object]) -> None:
+    kinds = {"normaliser": Normaliser, "score": Score, "pattern": Pattern, "plan": Plan}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kinds[name]):
+            raise TypeError(f"swap {name} must be a {kinds[name].__name__}, made ready to use, got {value!r}")
 
 
 @dataclass(frozen=True, eq=False)

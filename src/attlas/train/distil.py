@@ -97,10 +97,10 @@ def distil(
             "distil: nothing to train: insert a module, swap something that holds an nn.Parameter, or name "
             "weights="
         )
-    if swaps and getattr(model, "is_gradient_checkpointing", False):
+    if swaps and getattr(model, "is_activation_checkpointing", False):
         raise ValueError(
-            "distil: gradient checkpointing runs the model again behind the step, where nothing is swapped: "
-            "call model.gradient_checkpointing_disable() first"
+            "distil: activation checkpointing runs the model again behind the step, where nothing is "
+            "swapped: call model.activation_checkpointing_disable() first"
         )
     hidden = layers > 0
 

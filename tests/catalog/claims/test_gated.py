@@ -42,9 +42,7 @@ def test_arms_differ_in_their_gates_alone():
         assert all(torch.equal(base[name], state[name]) for name in base)
         added = {name.split(".gates.")[1] for name in state if name not in base}
         wanted = set() if arm == "baseline" else {"G1.weight.weight"}
-        wanted = {"G2 elementwise": {"G2.weight.weight"}, "G1 input-independent": {"G1.theta"}}.get(
-            arm, wanted
-        )
+        other = {"G2 elementwise": {"G2.weight.weight"}, "G1 input-independent": {"G1.theta"}}
         assert added == other.get(arm, wanted)
 
 
