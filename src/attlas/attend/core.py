@@ -12,6 +12,7 @@ from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.backends import Choice, choose, execute, settled, tell
 from attlas.attend.cost import Cost, cost
 from attlas.attend.normaliser import Normaliser, Softmax
+from attlas.attend.observing import observed
 from attlas.attend.request import Request, make_request
 from attlas.attend.view import KVView
 from attlas.graph import Graph
@@ -78,6 +79,7 @@ def attend(
 
 
 def _answer(request: Request, choice: Choice) -> Any:
+    observed(request)
     if request.return_edge:
         tell(choice)
         found = (reference if choice.name == "reference" else rows).evaluate(request)
