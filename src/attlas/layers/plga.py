@@ -102,7 +102,7 @@ class PLGA(nn.Module):
         found = self.metric.deduce(learnt)
         parts = {"key": key, "value": value, "learnt": learnt}
         parts |= {"metric": found.metric, "curvature": found.curvature}
-        at = Tokens(x.shape[1])
+        at = Tokens(x.shape[1], total=x.shape[1])
         out = self._attended(query, key, value, found.curvature, at, at)
         position = torch.full((x.shape[0],), x.shape[1], device=x.device)
         return out, State(parts, position)
@@ -123,7 +123,7 @@ class PLGA(nn.Module):
         query, key, value = self._projected(x, 0)
         if curvature is None:
             curvature = self.metric.deduce(self.metric.learn(density(query, valid))).curvature
-        at = Tokens(x.shape[1], valid=valid)
+        at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
         return self._attended(query, key, value, curvature, at, at)
 
     def _projected(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,7 @@ class PLGA(nn.Module):
             for name, part in zip(("key", "value"), new, strict=True)
         )
         total = before + x.shape[1]
-        return query, key, value, Tokens(x.shape[1], start=before, total=total), Tokens(total)
+        return query, key, value, Tokens(x.shape[1], start=before, total=total), Tokens(total, total=total)
 
     def _attended(
         self, query: Tensor, key: Tensor, value: Tensor, curvature: Tensor | None, q_at: Tokens, k_at: Tokens
@@ -197,7 +197,7 @@ class PrefixPLGA(PLGA):
             return super()._whole(x, curvature, valid)
         query, key, value = self._projected(x, 0)
         seen = query if valid is None else query.masked_fill(~valid[:, None, :, None], 0.0)
-        at = Tokens(x.shape[1], valid=valid)
+        at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
             folded, _ = self._folded(seen, self.start(len(x)))
         return self._attended(folded, key, value, None, at, at)
