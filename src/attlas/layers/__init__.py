@@ -24,6 +24,16 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.fuse import (
+    BatchNorm,
+    ConvBN,
+    Fusable,
+    NormedStep,
+    RepDepthwise,
+    fold_after,
+    fold_before,
+    fuse,
+)
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -38,12 +48,26 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.metamixer import (
+    ChannelMixer,
+    DynamicKeys,
+    DynamicValues,
+    GridMixer,
+    MetaMixer,
+    Normalised,
+    Static,
+    attention_mixer,
+    ffn_mixer,
+    pooling_mixer,
+)
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.ninformer import FeedForward, MixerBlock, MixerGate, NiNBlock, TokenFeedForward
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.stochastic_depth import StochasticDepth
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -65,18 +89,26 @@ __all__ = [
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "BaseConv",
+    "BatchNorm",
     "BiMamba",
     "Block",
     "CausalFlowAttention",
+    "ChannelMixer",
     "ClearMix",
     "Combiner",
+    "ConvBN",
     "CosformerAttention",
     "Decomposition",
     "DependencyBlock",
+    "DynamicKeys",
+    "DynamicValues",
+    "FeedForward",
     "Finding",
     "FlowAttention",
+    "Fusable",
     "GatedConv",
     "GraphLayoutAttention",
+    "GridMixer",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
@@ -91,14 +123,21 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetaMixer",
+    "MixerBlock",
     "MixerEntry",
+    "MixerGate",
     "ModulatedBlock",
+    "NiNBlock",
+    "Normalised",
     "NormalisedLinear",
+    "NormedStep",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
     "RelativeBias",
+    "RepDepthwise",
     "ReversedAttention",
     "Reweaving",
     "SRMSNorm",
@@ -110,16 +149,24 @@ __all__ = [
     "ShortConv",
     "SoftmaxMix",
     "SparseHybrid",
+    "Static",
+    "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",
     "TwoStreamAttention",
     "alibi_by_layer",
+    "attention_mixer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
     "extrapolated_scale",
+    "ffn_mixer",
+    "fold_after",
+    "fold_before",
+    "fuse",
     "grid_partition",
     "halo_attention",
     "lamamba_block",
@@ -128,6 +175,7 @@ __all__ = [
     "linear_by_layer",
     "mixer_entry",
     "places",
+    "pooling_mixer",
     "register_mixer",
     "rotary",
     "sliding_window",

@@ -7,11 +7,14 @@ from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
+from attlas.models.equal_size import count_parameters, equal_hidden
+from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.ninformer import PatchNet, small_ninformer
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
@@ -21,6 +24,7 @@ from attlas.models.window_net import WindowNet
 
 __all__ = [
     "BASEDS",
+    "FFNETS",
     "HALONETS",
     "MAXVITS",
     "TRANSNORMERS",
@@ -31,6 +35,8 @@ __all__ = [
     "CrossBlock",
     "DependencyViT",
     "EncoderDecoder",
+    "FFNet",
+    "FFNetConfig",
     "GraphLayoutLM",
     "HaloNet",
     "HaloNetConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "MaxViTConfig",
     "MeanToken",
     "NoMixing",
+    "PatchNet",
     "Placed",
     "RecallNet",
     "ReweavingNet",
@@ -57,6 +64,11 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "count_parameters",
+    "equal_hidden",
+    "fused_parameters",
+    "small_ffnet",
     "small_halonet",
     "small_maxvit",
+    "small_ninformer",
 ]

@@ -69,7 +69,7 @@ def breaches(entry: MixerEntry, task: BenchTask, width: int, heads: int) -> None
 
     In float64 and evaluation mode, at a few cuts. UsageError: what is broken. Absent: it cannot be run.
     """
-    setting = Setting(width, heads, causal=task.causal, length=task.length)
+    setting = task.setting(width, heads)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), taking_part(entry):
         torch.manual_seed(0)
         found = [f"{setting.form} {text}" for text in _found(entry, setting, task.length)]
