@@ -31,6 +31,16 @@ from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.fuse import (
+    BatchNorm,
+    ConvBN,
+    Fusable,
+    NormedStep,
+    RepDepthwise,
+    fold_after,
+    fold_before,
+    fuse,
+)
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -69,6 +79,18 @@ from attlas.layers.p_adapter import (
     p_laplacian_step,
     pooled_nodes,
 )
+from attlas.layers.metamixer import (
+    ChannelMixer,
+    DynamicKeys,
+    DynamicValues,
+    GridMixer,
+    MetaMixer,
+    Normalised,
+    Static,
+    attention_mixer,
+    ffn_mixer,
+    pooling_mixer,
+from attlas.layers.ninformer import FeedForward, MixerBlock, MixerGate, NiNBlock, TokenFeedForward
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
@@ -79,6 +101,7 @@ from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.stochastic_depth import StochasticDepth
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -106,17 +129,23 @@ __all__ = [
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "BaseConv",
+    "BatchNorm",
     "BiMamba",
     "Block",
     "Bottleneck",
     "Carried",
     "CausalFlowAttention",
+    "ChannelMixer",
     "ClearMix",
     "Combiner",
+    "ConvBN",
     "CosformerAttention",
     "Decomposition",
     "Deduced",
     "DependencyBlock",
+    "DynamicKeys",
+    "DynamicValues",
+    "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
@@ -124,10 +153,12 @@ __all__ = [
     "GINAttention",
     "Gate",
     "GatedAttention",
+    "Fusable",
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
     "GraphLayoutAttention",
+    "GridMixer",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
@@ -147,19 +178,26 @@ __all__ = [
     "MemoryAsLayer",
     "MetricLearner",
     "MinimalAttention",
+    "MetaMixer",
+    "MixerBlock",
     "MixerEntry",
+    "MixerGate",
     "ModulatedBlock",
     "NonApproximate",
     "NormalisedLinear",
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "NiNBlock",
+    "Normalised",
+    "NormedStep",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
     "PrefixPLGA",
     "RelativeBias",
+    "RepDepthwise",
     "ReversedAttention",
     "Reweaving",
     "SRMSNorm",
@@ -177,8 +215,11 @@ __all__ = [
     "SparseEdges",
     "SparseGIN",
     "SparseHybrid",
+    "Static",
+    "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
@@ -188,6 +229,7 @@ __all__ = [
     "ValueAndOut",
     "ValueMap",
     "alibi_by_layer",
+    "attention_mixer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
@@ -197,6 +239,10 @@ __all__ = [
     "extrapolated_scale",
     "fuse_gate",
     "gate_for",
+    "ffn_mixer",
+    "fold_after",
+    "fold_before",
+    "fuse",
     "grid_partition",
     "halo_attention",
     "importance",
@@ -216,6 +262,7 @@ __all__ = [
     "places",
     "pna_aggregates",
     "pooled_nodes",
+    "pooling_mixer",
     "register_mixer",
     "rotary",
     "rotary_pairs",
