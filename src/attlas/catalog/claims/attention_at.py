@@ -88,7 +88,7 @@ def trained(
     weights, importance = weights_and_importance(net, inputs, test.labels)
     values = {f"macro F1, {name}": float(f1_score(test.labels, found, average="macro"))}
     for kind in ("pearson", "kendall"):
-        agreed = attention_agreement(weights, importance, inputs.valid, kind)  # type: ignore[arg-type]
+        agreed = attention_agreement(weights, importance, inputs.valid, kind)
         values[f"{kind}, {name}"] = float(agreed.mean())
     return values
 
