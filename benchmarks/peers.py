@@ -1,4 +1,4 @@
-"""`scan` and `selective_scan` beside published code for CPU: flash-linear-attention's naive files, mambapy."""
+"""`scan` and `selective_scan` beside published code on CPU: flash-linear-attention's naive files, mambapy."""
 
 from __future__ import annotations
 

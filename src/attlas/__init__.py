@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 ROOMS = (
+    "graph",
     "pattern",
     "score",
     "attend",
@@ -37,6 +38,7 @@ ROOMS = (
 )
 
 _FROM = {
+    "graph": "Graph",
     "pattern": (
         "Elastic elastic Tokens Pattern causal dense window sink distance key group along ball rounded "
         "halo block_windows grid_windows power slashes s2_attention sf_attention radial radial_official "
@@ -48,11 +50,13 @@ _FROM = {
         "Score Dot Bilinear Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance"
     ),
     "attend": (
-        "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold Sum Mean Max Min State merge KVView "
-        "KVGroup explain cost counting via weights reduce edges_above apply_weights na1d na2d na3d tile_cost"
+        "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold ShiftPower TimesLogCount OverCount lssa "
+        "lssar flash_sigmoid Sum Mean Max Min State merge KVView KVGroup explain cost counting via weights "
+        "reduce edges_above apply_weights na1d na2d na3d tile_cost"
     ),
     "cache": "RaggedCache",
-    "bridges": "applied describe load_model",
+    "bridges": "applied describe gates_for insert load_changes load_model save_changes swap",
+    "train": "distil Recipe",
 }
 _HOME = {name: room for room, names in _FROM.items() for name in names.split()}
 

@@ -113,3 +113,28 @@ def test_bench_mixers_refuses_what_cannot_work(refused, tmp_path):
     assert "mixer must be one of " in error and "or package.module:Class, got 'nosuch'" in error
     assert "task must be one of mqar, " in refused("bench", "mixers", "--task", "chess", "--out", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_bench_extrapolation_prints_and_writes(attlas_says, tmp_path, monkeypatch):
+    from attlas.catalog.bench import extrapolation
+
+    monkeypatch.setattr(extrapolation, "WIDTH", 16)
+    asked = ["bench", "extrapolation", "--mixer", "softmax", "--seeds", "1", "--steps", "1"]
+    asked += ["--lengths", "8,16", "--windows", "2", "--out", tmp_path]
+    code, text, _ = attlas_says(*asked)
+    assert code == 0 and "Trained at 8 bytes, tested up to 16 (2x)" in text and "softmax" in text
+    assert (tmp_path / "extrapolation" / "loss.png").exists()
+    code, text, _ = attlas_says(*asked, "--json")
+    result = json.loads(text)
+    assert result == json.loads((tmp_path / "extrapolation.json").read_text())
+    assert result["command"] == (
+        "attlas bench extrapolation --mixer softmax --seeds 1 --steps 1 --lengths 8,16 --windows 2"
+    )
+
+
+def test_bench_extrapolation_refuses_what_cannot_work(refused, tmp_path):
+    error = refused("bench", "extrapolation", "--lengths", "long", "--out", tmp_path)
+    assert "lengths must be whole numbers with commas between them, got 'long'" in error
+    error = refused("bench", "extrapolation", "--mixer", "nosuch", "--out", tmp_path)
+    assert "got 'nosuch'; this comparison also has softmax" in error
+    assert not list(tmp_path.iterdir())

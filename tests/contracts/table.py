@@ -15,25 +15,20 @@ from torch import Tensor
 
 from attlas.attend import (
     BACKENDS,
-    L1,
     Aggregate,
-    Identity,
     KVView,
     Max,
     Mean,
     Min,
-    Normaliser,
-    Ratio,
-    SenderSoftmax,
-    Sigmoid,
-    Softmax,
+    NeighbourMax,
     Sum,
-    Threshold,
     make_request,
 )
 from attlas.attend.backends import core_of
+from attlas.graph import Graph, coalesce
 from attlas.pattern import (
     BlockTable,
+    GraphEdges,
     NeighbourList,
     Pattern,
     Segments,
@@ -62,11 +57,22 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import (
+    Bilinear,
+    Cosine,
+    DistanceBias,
+    Dot,
+    EdgeBias,
+    Given,
+    LowRankBias,
+    PLaplacian,
+    RowScale,
+    Score,
+)
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
+from contracts.normalisers import HEADS, NORMALISERS
 
 BATCH, KV_HEADS, WIDTH = 2, 2, 8
-HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ PATTERNS: dict[str, Pattern | Callable[[int], Pattern] | None] = {
             _drawn(-1, n // 16 + 1, HEADS, n // 16 + 1, 3), _drawn(0, 5, HEADS, n // 16 + 1, 3) > 0, 16
         )
     ),
+    "graph": lambda n: GraphEdges(coalesce(Graph.from_edge_index(_drawn(0, n, 2, 4 * n), num_nodes=n))[0]),
     # Batch rows with pairs of their own.
     "neighbours": lambda n: causal() & (NeighbourList(_drawn(-1, n, BATCH, 1, n, 9)) | sink(1)),
 }
@@ -156,6 +163,8 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     "dot": lambda given: Dot(),
     "dot, own scale": lambda given: Dot(0.7),
     "cosine": lambda given: Cosine(4.0),
+    "bilinear": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH)),
+    "bilinear, per head": lambda given: Bilinear(given.leaf(HEADS, WIDTH, WIDTH), scale=0.5),
     "distance": lambda given: Dot() + DistanceBias(given.leaf(HEADS, positive=True)),
     "bias": lambda given: Dot() + EdgeBias(given.leaf(HEADS, given.length, given.length)),
     "key bias": lambda given: Dot() + EdgeBias(given.leaf(BATCH, 1, 1, given.length)),
@@ -179,23 +188,18 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
+    "p-laplacian": lambda given: PLaplacian(
+        Given(given.leaf(BATCH, 1, given.length, given.length)), given.leaf(1, positive=True), WIDTH
+    ),
 }
 
-NORMALISERS: dict[str, Callable[[Inputs], Normaliser]] = {
-    "softmax": lambda given: Softmax(),
-    "softmax, sink": lambda given: Softmax(0.4),
-    "softmax, learned sink": lambda given: Softmax(given.leaf(HEADS)),
-    "sender softmax": lambda given: SenderSoftmax(),
-    "sigmoid": lambda given: Sigmoid(-1.0),
-    "sigmoid by count": lambda given: Sigmoid(),
-    "identity": lambda given: Identity(),
-    "softplus": lambda given: L1("softplus"),
-    "ratio": lambda given: Ratio("relu", 0.1),
-    # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
-    "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
+AGGREGATES: dict[str, Aggregate] = {
+    "sum": Sum(),
+    "mean": Mean(),
+    "max": Max(),
+    "min": Min(),
+    "neighbour max": NeighbourMax(),
 }
-
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
@@ -236,6 +240,7 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "dot",
             "dot, own scale",
             "cosine",
+            "bilinear",
             "distance",
             "bias",
             "key bias",
@@ -252,12 +257,20 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
             "dot",
             "dot, own scale",
             "cosine",
+            "bilinear",
             "distance",
             "key bias",
             "low rank",
             "low rank mask",
             "row scale",
         ),
+        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
+        "aggregate": ("sum",),
+        "extra": ("nothing", "extra"),
+    },
+    "edge": {
+        "pattern": ("graph",),
+        "score": ("dot", "dot, own scale"),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
         "aggregate": ("sum",),
         "extra": ("nothing", "extra"),
@@ -271,6 +284,8 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 # Backends that read a view of a cache instead of tensors, and have no gradient.
 READS_VIEWS = ("decode",)
+# Backends that take a graph, and no other pattern.
+READS_GRAPHS = ("edge",)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attlas.score import (
+    Bilinear,
     Cosine,
     DistanceBias,
     Dot,
@@ -34,6 +35,8 @@ EDGE = Edge(torch.arange(N).view(1, 1, N, 1) + 3, torch.arange(M).view(1, 1, 1, 
 SCORES: dict[str, Callable[[], Score]] = {
     "dot": Dot,
     "cosine": lambda: Cosine(3.0),
+    "bilinear": lambda: Bilinear(double(B, H, D, D)),
+    "bilinear, one matrix": lambda: Bilinear(double(D, D), scale=0.3) + DistanceBias(double(H)),
     "distance": lambda: Dot() + DistanceBias(double(H).abs()),
     "bias": lambda: Dot(0.3) + EdgeBias(double(H, N, M)),
     "key bias": lambda: Dot() + EdgeBias(double(B, 1, 1, M)),
@@ -80,7 +83,7 @@ def test_what_lowers() -> None:
     assert [name for name in SCORES if not SCORES[name]().lowers(torch.float32)] == ["bias", "clamp", "given"]
     # Positions and biases are never rounded to half precision.
     half = [name for name in SCORES if SCORES[name]().lowers(torch.bfloat16)]
-    assert half == ["dot", "cosine", "two dots"]
+    assert half == ["dot", "cosine", "bilinear", "two dots"]
     hole = torch.zeros(1, M)
     hole[0, 2] = -math.inf
     assert (
@@ -93,6 +96,10 @@ def test_formulas() -> None:
     torch.testing.assert_close(tile(Dot()), QUERY @ KEY.transpose(-1, -2) / math.sqrt(D))
     cosine = torch.nn.functional.cosine_similarity(QUERY[..., None, :], KEY[..., None, :, :], dim=-1)
     torch.testing.assert_close(tile(Cosine(3.0)), 3 * cosine)
+    matrix = double(H, D, D)
+    bilinear = torch.einsum("bhnd,hde,bhme->bhnm", QUERY, matrix, KEY)
+    torch.testing.assert_close(tile(Bilinear(matrix)), bilinear / math.sqrt(D))
+    torch.testing.assert_close(tile(Bilinear(torch.eye(D, dtype=torch.float64))), tile(Dot()))
     slopes = double(H).abs()
     i, j = torch.arange(N) + 3, torch.arange(M)
     distance = tile(DistanceBias(slopes))[0, 1]
@@ -140,6 +147,8 @@ def test_a_sum_takes_one_new_value_and_one_state() -> None:
     [
         (lambda: Dot(0.0), "Dot: scale must be a finite number other than 0 or None, got 0.0"),
         (lambda: Cosine(math.inf), "Cosine: scale must be a finite number other than 0, got inf"),
+        (lambda: Bilinear(torch.zeros(2, 3)), r"matrix must be square, .*got shape \(2, 3\)"),
+        (lambda: Bilinear(torch.eye(2), scale=0.0), "Bilinear: scale must be a finite number other than 0"),
         (lambda: EdgeBias(torch.zeros(3)), r"values must have axes \(queries, keys\).*got shape \(3,\)"),
         (lambda: DistanceBias(torch.zeros(2, 2)), "one number per query head, got .2, 2."),
         (lambda: RowScale(torch.zeros(1, 1, 1, 1)), r"RowScale: values must be a tensor \(N,\)"),
@@ -149,6 +158,10 @@ def test_a_sum_takes_one_new_value_and_one_state() -> None:
 def test_errors(make: Callable[[], object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()
+    with pytest.raises(TypeError, match="matrix must be a floating-point tensor, got torch.int64"):
+        Bilinear(torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"matrix must have the queries' width 4, got shape"):
+        Bilinear(torch.eye(3)).lower(QUERY, KEY, EDGE)
     with pytest.raises(TypeError, match="values must be a floating-point tensor, got torch.int64"):
         EdgeBias(torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(TypeError, match="unsupported operand"):

@@ -5,12 +5,16 @@ out, state = merge([attend(..., return_state=True), attend(..., return_state=Tru
 """
 
 from attlas._common.room import make_callable
-from attlas.attend.aggregate import Aggregate, Max, Mean, Min, Sum
+from attlas.attend.adjacency import Binary, SoftThreshold, TopShare
+from attlas.attend.aggregate import Aggregate, Max, Mean, Min, NeighbourMax, Sum
 from attlas.attend.backends import BACKENDS, Choice, Fallbacks, choose, counting, record_fallback
 from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
-from attlas.attend.edge_weights import apply_weights, weights
+from attlas.attend.counts import OverCount, TimesLogCount
+from attlas.attend.edge_weights import apply_weights, sum_over_edges, weights
+from attlas.attend.flashsigmoid import flash_sigmoid, over_count_sigmoid
+from attlas.attend.lssa import PortedPower, Scoring, ShiftPower, lssa, lssar, lssar_port
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood
 from attlas.attend.normaliser import (
     Chain,
@@ -21,6 +25,7 @@ from attlas.attend.normaliser import (
     Softmax,
     Threshold,
 )
+from attlas.attend.observing import observing
 from attlas.attend.ratio import L1, Ratio
 from attlas.attend.reducers import (
     ArgmaxPerKey,
@@ -47,6 +52,7 @@ __all__ = [
     "Aggregate",
     "ArgmaxPerKey",
     "BandMean",
+    "Binary",
     "Chain",
     "Choice",
     "ColumnMean",
@@ -61,23 +67,31 @@ __all__ = [
     "Max",
     "Mean",
     "Min",
+    "NeighbourMax",
     "Normaliser",
+    "OverCount",
     "Part",
     "Piece",
     "Planned",
+    "PortedPower",
     "Ratio",
     "Reducer",
     "Request",
     "RowContext",
     "RowDistance",
+    "Scoring",
     "SenderSoftmax",
     "Shapes",
+    "ShiftPower",
     "Sigmoid",
+    "SoftThreshold",
     "Softmax",
     "State",
     "Sum",
     "Threshold",
     "TileCost",
+    "TimesLogCount",
+    "TopShare",
     "apply_weights",
     "attend",
     "choose",
@@ -85,16 +99,23 @@ __all__ = [
     "counting",
     "edges_above",
     "explain",
+    "flash_sigmoid",
     "forget_layouts",
+    "lssa",
+    "lssar",
+    "lssar_port",
     "make_request",
     "merge",
     "na1d",
     "na2d",
     "na3d",
     "neighbourhood",
+    "observing",
+    "over_count_sigmoid",
     "plan",
     "record_fallback",
     "reduce",
+    "sum_over_edges",
     "tile_cost",
     "via",
     "weights",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Aggregate", "Max", "Mean", "Min", "Sum"]
+__all__ = ["Aggregate", "Max", "Mean", "Min", "NeighbourMax", "Sum"]
 
 
 class Aggregate:
@@ -73,3 +73,21 @@ class Min(Max):
 
     def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return -super().rows(-weights, value, mask)
+
+
+@dataclass(frozen=True)
+class NeighbourMax(Max):
+    """out_i = max of v_j over {j : w_ij > 0} in each channel: weights only say who is a neighbour.
+
+    A row without a neighbour gives 0. The gradient goes to the value where it was found, none to the weights.
+    Cost and memory as for `Max`.
+    """
+
+    @property
+    def name(self) -> str:
+        return "neighbour_max"
+
+    def rows(self, weights: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        near = (mask & (weights.detach() > 0)).expand(weights.shape)
+        messages = torch.where(near.unsqueeze(-1), value, -float("inf"))
+        return torch.where(near.any(-1, keepdim=True), messages.max(-2).values, 0.0)

@@ -1,8 +1,9 @@
-"""The `block` backend: softmax attention over the blocks of pairs that a pattern has, with gradient.
+"""The `block` backend: attention over the blocks of pairs that a pattern has, with gradient.
 
 On CPU in float32 and bfloat16 a compiled kernel takes strips of 64 queries and the runs of keys that they see
 (`strips`, `strip_kernel`). Elsewhere plain torch takes the tiles of the pattern's layout: each piece is one
-call of a dense kernel, and pieces of a row merge by their lse (`block_program`, `block_kernel`).
+call of a dense kernel, and pieces of a row merge by their lse (`block_program`, `block_kernel`). Strips also
+run other normalisers than softmax, in one sweep over the keys or in two (`streaming`).
 Differentiable once, with lse; grouped queries without repeated keys; heads with different patterns each cost
 their own pairs.
 Legend: B batch, H query heads, G KV heads, N queries, M keys, D width, V value width.
@@ -18,19 +19,24 @@ from attlas.attend.block_kernel import block_attention
 from attlas.attend.block_program import Program, compile_layout, forget_masks
 from attlas.attend.block_schedule import forget_steps
 from attlas.attend.cost import Cost, pair_cost
-from attlas.attend.fused import beyond_softmax
+from attlas.attend.fused import beyond_softmax, beyond_sum
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request
 from attlas.attend.scatter import laid_out, scattered
 from attlas.attend.state import Part, State
+from attlas.attend.streaming import beyond_form, form_of, streamed
 from attlas.attend.strip_kernel import refusal, strip_attention, tiles_of_bfloat16
 from attlas.attend.strips import Strips, forget_strips, joined, strips_of
 from attlas.attend.team import missing
-from attlas.pattern import Pattern, Tokens, clear_layouts, dense
+from attlas.pattern import GraphEdges, Pattern, Tokens, clear_layouts, dense
 
 __all__ = ["NAME", "detail", "estimate", "forget_layouts", "inner_fallback", "programs_of", "run", "supports"]
 
 NAME = "block"
+FILLED = 0.05
+"""Edges of a graph over pairs of nodes from which tiles can be the faster way."""
+SWEEP = 1.3
+"""Time of a sweep by another normaliser against one of softmax (measured 1.0 to 1.5)."""
 
 
 def supports(request: Request) -> str | None:
@@ -41,9 +47,19 @@ def supports(request: Request) -> str | None:
         return f"the score {request.score.name} is no dot product in {request.dtype}"
     if request.k_at is None or not (request.q_at.plain and request.k_at.plain):
         return "its tokens stand at contiguous positions and are all valid"
+    if isinstance(request.pattern, GraphEdges) and _sparse(request.pattern):
+        return "the edges of the graph are too few and too scattered for tiles of pairs"
     if request.pattern is not None and request.pattern.batch is not None and _without_strips(request):
         return "its tiles are the same for every batch row, and the pattern has pairs of its own for each"
-    return beyond_softmax(request)
+    if request.plain_softmax or form_of(request.normaliser) is None:
+        return beyond_softmax(request)
+    return beyond_form(request) or beyond_sum(request) or _no_strips(request)
+
+
+def _sparse(pattern: GraphEdges) -> bool:
+    """Whether a graph has fewer edges than tiles need to fill."""
+    graph = pattern.graph
+    return graph.edges < FILLED * graph.receivers * graph.senders
 
 
 def inner_fallback(request: Request) -> str | None:
@@ -58,15 +74,26 @@ def inner_fallback(request: Request) -> str | None:
 def detail(request: Request) -> str:
     """Which of its kernels runs, and why not the faster one."""
     why = _without_strips(request)
+    form = None if request.plain_softmax else form_of(request.normaliser)
+    if form is not None:
+        sweeps = "one sweep" if form.passes == 1 else f"{form.passes} sweeps"
+        return f"strips, compiled, in {sweeps} over the keys"
     return "strips, compiled" if why is None else f"tiles in plain torch (strips, compiled: {why})"
 
 
-def _without_strips(request: Request) -> str | None:
-    """None, or why the compiled kernel cannot run the request."""
+def _no_strips(request: Request) -> str | None:
+    """None, or why the compiled kernel could not run the request."""
     if request.pattern is not None and request.pattern.opaque_parts:
         return "a predicate of the pattern has no ranges of keys"
-    why = refusal(request.dtype, request.query.device)
-    if why is None and request.dtype == torch.bfloat16 and tiles_of_bfloat16() and _in_tiles(request):
+    return refusal(request.dtype, request.query.device)
+
+
+def _without_strips(request: Request) -> str | None:
+    """None, or why the compiled kernel does not run the request."""
+    why = _no_strips(request)
+    # Tiles of torch's own kernel are softmax's alone.
+    narrow = request.plain_softmax and request.dtype == torch.bfloat16
+    if why is None and narrow and tiles_of_bfloat16() and _in_tiles(request):
         return "torch's own kernel uses this processor's bfloat16 tiles (AMX)"
     return why
 
@@ -87,7 +114,9 @@ def estimate(request: Request) -> Cost:
     if _without_strips(request) is None:
         found = _request_strips(request)
         computed = sum(one.computed for row in found for one in row) // len(found)  # of one batch row
-        return pair_cost(shapes, computed, request.keys * request.kv_heads)
+        form = None if request.plain_softmax else form_of(request.normaliser)
+        one = pair_cost(shapes, computed, request.keys * request.kv_heads)
+        return one if form is None else one.times(SWEEP * form.passes)
     programs = _request_programs(request)
     seen = sum(
         max(program.seen_keys for program in programs[head : head + request.group])
@@ -100,6 +129,10 @@ def run(request: Request) -> Part:
     """(out (B, H, N, V), state); out lies in memory as (B, N, H, V)."""
     if request.key is None or request.value is None:
         raise ValueError("block: it takes key and value tensors, not a KVView")
+    if not request.plain_softmax:
+        found = _request_strips(request)
+        out, lse = streamed(request, joined(found), lambda: _counts(found, request.device))
+        return out, request.normaliser.state(lse, None)
     lowered = request.score.lower(request.query, request.key, request.edge)
     if lowered is None:
         raise ValueError(f"block: the score {request.score.name} is no dot product")
@@ -126,6 +159,11 @@ def _tell_what_is_missing(request: Request) -> None:
     from attlas.attend.backends import record_fallback  # it imports this module
 
     record_fallback("block ran on tiles in plain torch instead of strips", str(missing()))
+
+
+def _counts(found: list[list[Strips]], device: torch.device) -> Tensor:
+    """Edges of every row, (batch rows or 1, H, N)."""
+    return torch.stack([torch.stack([one.counts for one in heads]) for heads in found]).to(device)
 
 
 def _request_strips(request: Request) -> list[list[Strips]]:

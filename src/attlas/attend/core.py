@@ -12,8 +12,10 @@ from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.backends import Choice, choose, execute, settled, tell
 from attlas.attend.cost import Cost, cost
 from attlas.attend.normaliser import Normaliser, Softmax
+from attlas.attend.observing import observed
 from attlas.attend.request import Request, make_request
 from attlas.attend.view import KVView
+from attlas.graph import Graph
 from attlas.pattern import Pattern, Tokens
 from attlas.score import Dot, Score
 
@@ -27,7 +29,7 @@ def attend(
     key: Float[Tensor, "_ G M D"] | KVView,
     value: Float[Tensor, "_ G M V"] | None = None,
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score = _DOT,
     normaliser: Normaliser = _SOFTMAX,
     aggregate: Aggregate = _SUM,
@@ -52,7 +54,8 @@ def attend(
     share a KV head, which is never repeated in memory), batch sizes equal or 1; or key a `KVView` and no
     value.
 
-    pattern: who sees whom, on the positions of `q_at` and `k_at` (default: both from 0); None: all see all.
+    pattern: who sees whom, on the positions of `q_at` and `k_at` (default: both from 0), or a Graph, whose
+        receivers see their senders; None: all see all.
     gate: a factor after the normaliser, broadcasting to (B, H, N, M). extra: [(logit, value)], one more
     edge of every row each, (B, H, N, 1) and (B, H, N, V), axes of length 1 broadcast: learned sinks, a self
     term. dropout: share of the pattern's edges that is dropped; its bits follow from `seed` (drawn from
@@ -76,6 +79,7 @@ def attend(
 
 
 def _answer(request: Request, choice: Choice) -> Any:
+    observed(request)
     if request.return_edge:
         tell(choice)
         found = (reference if choice.name == "reference" else rows).evaluate(request)

@@ -17,7 +17,7 @@ from attlas.pattern import Pattern, Tokens
 from attlas.pattern.tokens import common_sizes
 from attlas.score import Edge, Score
 
-__all__ = ["apply_weights", "divisor", "request_for", "softmax_weight", "weights"]
+__all__ = ["apply_weights", "divisor", "request_for", "softmax_weight", "sum_over_edges", "weights"]
 
 CHUNK = 65536
 """Edges (times heads) that are worked on at a time."""
@@ -95,6 +95,23 @@ def apply_weights(
             f"{value.shape[1]}, got {tuple(weights.shape)}"
         )
     return _ApplyWeights.apply(weights, value, row_ptr, col)
+
+
+def sum_over_edges(weights: Tensor, value: Tensor, row_ptr: Tensor, col: Tensor) -> Tensor:
+    """out_i = Σ_e w_e v_col(e) over the edges row_ptr[i] .. row_ptr[i + 1] of a graph in CSR: (N, V).
+
+    weights (E,), value (M, V), row_ptr (N + 1,), col (E,): senders and receivers may differ in number; a
+    batch of graphs is one graph with numbers that run on. Differentiable in weights and value, O(E) memory.
+    ValueError: other shapes.
+    """
+    fits = weights.shape == col.shape and weights.dim() == 1 and value.dim() == 2 and row_ptr.dim() == 1
+    if not fits:
+        raise ValueError(
+            "sum_over_edges: weights and col must be (edges,), value (senders, width), row_ptr (receivers + "
+            f"1,), got {tuple(weights.shape)}, {tuple(col.shape)}, {tuple(value.shape)}, "
+            f"{tuple(row_ptr.shape)}"
+        )
+    return _ApplyWeights.apply(weights[None, None], value[None, None], row_ptr, col)[0, 0]
 
 
 def request_for(

@@ -4,7 +4,7 @@ from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Request
 
-__all__ = ["beyond_softmax"]
+__all__ = ["beyond_softmax", "beyond_sum"]
 
 
 def beyond_softmax(request: Request, dropout: str = "it has no dropout") -> str | None:
@@ -14,6 +14,11 @@ def beyond_softmax(request: Request, dropout: str = "it has no dropout") -> str 
     """
     if not request.plain_softmax:
         return f"its normaliser is softmax, not {_named(request.normaliser, Softmax)}"
+    return beyond_sum(request, dropout)
+
+
+def beyond_sum(request: Request, dropout: str = "it has no dropout") -> str | None:
+    """What keeps a kernel of a plain sum from this request, whatever its score, normaliser and tokens."""
     if type(request.aggregate) is not Sum:
         return f"its aggregate is the sum, not {_named(request.aggregate, Sum)}"
     refused = (

@@ -143,8 +143,9 @@ class Softmax(Normaliser):
 class Sigmoid(Normaliser):
     """w_ij = 1 / (1 + exp(-(l_ij + bias))).
 
-    bias: a number, or None for -log(edges of the row) (Ramapuram et al. 2024, arXiv 2409.04431); with None a
-    weight depends on the number of edges, and parts do not merge.
+    bias: a number (`flash_sigmoid(n)`: -log of the trained length, Ramapuram et al. 2024, arXiv 2409.04431),
+    or None for -log(edges of the row); with None a weight depends on the number of edges, and parts do not
+    merge.
     """
 
     bias: float | None = None

@@ -18,6 +18,7 @@ _FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": functional.softplus,
     "relu": functional.relu,
     "exp": torch.exp,
+    "taylor": lambda x: torch.addcmul(1 + x, x, x, value=0.5),
 }
 
 
@@ -25,9 +26,9 @@ _FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
 class L1(Normaliser):
     """w_ij = f(l_ij) / Σ_n |f(l_in)|, 0 where the sum is 0.
 
-    feature: "identity" (the default: rescales what an earlier stage gave), "softplus", "relu" or "exp"
-    (without softmax's protection against overflow). Where f may be negative the sum of absolute values is
-    used.
+    feature: "identity" (the default: rescales what an earlier stage gave), "softplus", "relu", "exp" (without
+    softmax's protection against overflow) or "taylor" (1 + l + l^2/2, exp to second order, at least 1/2).
+    Where f may be negative the sum of absolute values is used.
     """
 
     feature: str = "identity"
@@ -56,9 +57,10 @@ class L1(Normaliser):
 class Ratio(Normaliser):
     """w_ij = f(l_ij) / (eps + Σ_n f(l_in)): the divisor of linear attention, kept from 0 by eps > 0.
 
-    feature: "relu", "softplus", "exp", or "identity" (the default, for scores that are products of positive
-    features: Katharopoulos et al. 2020, arXiv 2006.16236); where f may be negative the sum may come close to
-    -eps, and the weights grow without bound (unlike `L1`, which divides by the sum of absolute values).
+    feature: "relu", "softplus", "exp", "taylor", or "identity" (the default, for scores that are products of
+    positive features: Katharopoulos et al. 2020, arXiv 2006.16236); where f may be negative the sum may come
+    close to -eps, and the weights grow without bound (unlike `L1`, which divides by the sum of absolute
+    values).
     ValueError: an unknown feature, eps that is not positive.
     """
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.view import KVView
-from attlas.pattern import Pattern, Tokens
+from attlas.graph import Graph
+from attlas.pattern import Pattern, Tokens, as_pattern
 from attlas.score import Dot, Edge, Score
 
 __all__ = ["Piece", "Request", "Result", "make_request", "present", "take"]
@@ -251,7 +252,7 @@ def make_request(
     key: Tensor | KVView,
     value: Tensor | None = None,
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     aggregate: Aggregate | None = None,
@@ -269,6 +270,7 @@ def make_request(
     from attlas.attend import checks
 
     view = key if isinstance(key, KVView) else None
+    pattern = as_pattern(pattern)
     checks.tensors(query, key, value)
     q_at, k_at = checks.tokens(query, key, q_at, k_at, pattern)
     score, normaliser, aggregate = score or Dot(), normaliser or Softmax(), aggregate or Sum()

@@ -9,9 +9,11 @@ import numpy as np
 from numba import carray
 
 from attlas.attend.decode_vectors import pointer, ticket
+from attlas.attend.strip_features import slopes
 from attlas.attend.strip_parts import (
     CHUNK,
     PARTS,
+    constants_of,
     groups_products,
     jit,
     next_chunk,
@@ -21,11 +23,24 @@ from attlas.attend.strip_parts import (
     sum_rows,
     turn,
 )
+from attlas.attend.strip_rules import CONSTANTS, SIGMOID, SOFTMAX, SOFTPLUS
 from attlas.attend.strip_vectors import KEYS, LANES, ROWS, differences, finish
 
 __all__ = ["backward"]
 
 LOG2 = 1.4426950408889634
+
+
+@jit
+@no_type_check
+def _sloped(rule, logits, grads, count, masks, shift, constants, power):
+    """`slopes` by a rule that is known now only; its literals are the numbers of the rules."""
+    if rule == SIGMOID:
+        slopes(logits, grads, count, masks, shift, constants, power, 1)
+    elif rule == SOFTPLUS:
+        slopes(logits, grads, count, masks, shift, constants, power, 2)
+    else:
+        slopes(logits, grads, count, masks, shift, constants, power, 3)
 
 
 @jit
@@ -41,7 +56,7 @@ def backward(call, element):
     delta = carray(pointer(call.delta, np.float32(0)), (call.batch, call.heads, call.rows))
     rows, grads = np.empty((ROWS, width), np.float32), np.empty((ROWS, value_width), np.float32)
     columns, grad_columns = np.empty((width, ROWS), np.float32), np.empty((value_width, ROWS), np.float32)
-    logits, slopes = np.empty((CHUNK, ROWS), np.float32), np.empty((CHUNK, ROWS), np.float32)
+    logits, inner = np.empty((CHUNK, ROWS), np.float32), np.empty((CHUNK, ROWS), np.float32)
     wide_keys = np.empty((CHUNK if size == 2 else 0, width), np.float32)
     wide_values = np.empty((CHUNK if size == 2 else 0, value_width), np.float32)
     sums = np.empty((ROWS, width), np.float32)
@@ -61,7 +76,8 @@ def backward(call, element):
     for r in range(ROWS):
         row_places[r], grad_places[r] = rows[r:].ctypes.data, grads[r:].ctypes.data
         sum_places[r] = sums[r:].ctypes.data
-    logit, slope, mask_at = logits.ctypes.data, slopes.ctypes.data, masks.ctypes.data
+    logit, slope, mask_at = logits.ctypes.data, inner.ctypes.data, masks.ctypes.data
+    own, rule, power = np.empty((CONSTANTS, ROWS), np.float32), call.rule, np.float32(call.power)
     one_at = ones.ctypes.data
     units = call.batch * call.kv_heads * call.pieces
     while True:
@@ -85,13 +101,15 @@ def backward(call, element):
                 base = call.grad + (b * call.rows * call.heads + h) * value_width * size
                 rows_of(base, call.heads * value_width, mine, count_rows, value_width, grads, element, size)
                 turn(grads, count_rows, value_width, np.float32(1.0), grad_columns)
-                for r in range(count_rows):
-                    top = lse[b, h, mine[r]] * np.float32(LOG2)
-                    # A row without keys: all its weights become 0.
-                    tops[r] = np.float32(np.inf) if top == -np.inf else top
-                    deltas[r] = delta[b, h, mine[r]]
-                for r in range(count_rows, ROWS):
-                    tops[r], deltas[r] = np.float32(np.inf), np.float32(0.0)
+                tops[:], deltas[:] = np.float32(np.inf), np.float32(0.0)
+                if rule == SOFTMAX:
+                    for r in range(count_rows):
+                        top = lse[b, h, mine[r]] * np.float32(LOG2)
+                        # A row without keys: all its weights become 0.
+                        tops[r] = np.float32(np.inf) if top == -np.inf else top
+                        deltas[r] = delta[b, h, mine[r]]
+                else:
+                    constants_of(call, CONSTANTS, b, h, mine, count_rows, own)
                 sums[:] = np.float32(0.0)
                 state[0], state[1] = strip[2], 0
                 while True:
@@ -112,13 +130,18 @@ def backward(call, element):
                     for j in range(count, padded):
                         key_grads[j] = value_grads[j] = nowhere.ctypes.data
                     groups_products(places, columns, width, logits, of_groups, groups)
-                    groups_products(value_places, grad_columns, value_width, slopes, of_groups, groups)
+                    groups_products(value_places, grad_columns, value_width, inner, of_groups, groups)
                     for v in range(PARTS):
                         low, high = of_parts[v, 0] * KEYS, of_parts[v, 1] * KEYS
                         at = low * ROWS * 4 + v * LANES * 4
                         if low >= high:
                             continue
-                        if hidden:
+                        if rule != SOFTMAX:
+                            _sloped(
+                                rule, logit + at, slope + at, high - low, mask_at + low * 8, v * LANES,
+                                own[:, v * LANES :].ctypes.data, power,
+                            )  # fmt: skip
+                        elif hidden:
                             differences(
                                 logit + at, slope + at, high - low, mask_at + low * 8, v * LANES,
                                 tops[v * LANES :].ctypes.data, deltas[v * LANES :].ctypes.data, 1,

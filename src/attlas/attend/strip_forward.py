@@ -1,4 +1,4 @@
-"""The strip kernel's forward loop, compiled by `numba`: out and lse.
+"""The strip kernel's forward loop, compiled by `numba`: out, and lse or sums of weights.
 
 Legend: B batch, H query heads, N queries, D width, V value width.
 """
@@ -10,9 +10,11 @@ import numpy as np
 from numba import carray
 
 from attlas.attend.decode_vectors import pointer, ticket
+from attlas.attend.strip_features import features
 from attlas.attend.strip_parts import (
     CHUNK,
     PARTS,
+    constants_of,
     groups_products,
     jit,
     next_chunk,
@@ -22,6 +24,7 @@ from attlas.attend.strip_parts import (
     sum_rows,
     turn,
 )
+from attlas.attend.strip_rules import SIGMOID, SOFTMAX, SOFTPLUS
 from attlas.attend.strip_vectors import KEYS, LANES, ROWS, exponents, finish
 
 __all__ = ["forward"]
@@ -47,8 +50,20 @@ def _unit(call, unit):
 
 @jit
 @no_type_check
+def _weigh(rule, logits, count, masks, shift, firsts, seconds, tops, totals, power):
+    """`features` by a rule that is known now only; its literals are the numbers of the rules."""
+    if rule == SIGMOID:
+        features(logits, count, masks, shift, firsts, seconds, tops, totals, power, 1)
+    elif rule == SOFTPLUS:
+        features(logits, count, masks, shift, firsts, seconds, tops, totals, power, 2)
+    else:
+        features(logits, count, masks, shift, firsts, seconds, tops, totals, power, 3)
+
+
+@jit
+@no_type_check
 def forward(call, element):
-    """Take strips until none is left: out and lse."""
+    """Take strips until none is left: out, and lse or the sums and maxima of weights."""
     group, size = call.heads // call.kv_heads, call.size
     width, value_width = call.width, call.value_width
     strips = carray(pointer(call.strips, np.int64(0)), (1 << 40, 5))
@@ -60,7 +75,7 @@ def forward(call, element):
     wide_values = np.empty((CHUNK if size == 2 else 0, value_width), np.float32)
     sums = np.empty((ROWS, value_width), np.float32)
     tops, totals = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
-    factors = np.empty(ROWS, np.float32)
+    factors, own = np.ones(ROWS, np.float32), np.empty((2, ROWS), np.float32)
     found, masks = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.uint64)
     places, value_places = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
     of_groups, of_parts = np.empty((CHUNK // KEYS, 2), np.int64), np.empty((PARTS, 2), np.int64)
@@ -69,6 +84,8 @@ def forward(call, element):
     for r in range(ROWS):
         out_places[r] = sums[r:].ctypes.data
     lse = carray(pointer(call.lse, np.float32(0)), (call.batch, call.heads, call.rows))
+    most = carray(pointer(call.tops, np.float32(0)), (call.batch, call.heads, call.rows))
+    rule, power = call.rule, np.float32(call.power)
     logit, factor_at, mask_at = logits.ctypes.data, factors.ctypes.data, masks.ctypes.data
     while True:
         b, h, s = _unit(call, ticket(call.counter))
@@ -84,6 +101,9 @@ def forward(call, element):
         value = call.value + (b * call.value_batch + h // group * call.value_head) * size
         sums[:] = np.float32(0.0)
         tops[:], totals[:] = NOTHING, np.float32(0.0)
+        if rule != SOFTMAX:
+            tops[:] = np.float32(0.0)
+            constants_of(call, 2, b, h, mine, count_rows, own)
         state[0], state[1] = strip[2], 0
         while True:
             count, groups, hidden = next_chunk(call, strip, state, found, masks, of_groups, of_parts)
@@ -110,7 +130,13 @@ def forward(call, element):
                 if low >= high:
                     factors[v * LANES : (v + 1) * LANES] = np.float32(1.0)
                     continue
-                if hidden:
+                if rule != SOFTMAX:
+                    _weigh(
+                        rule, logit + low * ROWS * 4 + at, high - low, mask_at + low * 8, v * LANES,
+                        own.ctypes.data + at, own[1:].ctypes.data + at, tops.ctypes.data + at,
+                        totals.ctypes.data + at, power,
+                    )  # fmt: skip
+                elif hidden:
                     exponents(
                         logit + low * ROWS * 4 + at, high - low, mask_at + low * 8, v * LANES,
                         tops.ctypes.data + at, totals.ctypes.data + at, factor_at + at, 1,
@@ -130,7 +156,12 @@ def forward(call, element):
         for r in range(count_rows):
             total = totals[r]
             row = mine[r]
-            lse[b, h, row] = -np.inf if total == 0.0 else np.float32(tops[r] * LN2 + log(total))
             inverse = np.float32(0.0) if total == 0.0 else np.float32(1.0) / total
+            if rule == SOFTMAX:
+                lse[b, h, row] = -np.inf if total == 0.0 else np.float32(tops[r] * LN2 + log(total))
+            else:
+                lse[b, h, row], most[b, h, row] = total, tops[r]
+                if rule == SIGMOID:
+                    inverse = np.float32(1.0)
             to = call.out + ((b * call.rows + row) * call.heads + h) * value_width * size
             finish(out_places[r], inverse, to, value_width, element)

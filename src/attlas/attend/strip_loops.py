@@ -1,4 +1,4 @@
-"""The strip kernel, compiled by `numba`: softmax attention of many queries, forward and backward.
+"""The strip kernel, compiled by `numba`: attention of many queries, forward and backward.
 
 Work is cut into strips of up to ROWS queries and the runs of keys that some of them see (`strips.Strips`). A
 strip's queries are turned once; its keys are taken CHUNK at a time, read where they lie. Within a chunk only
@@ -12,7 +12,16 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import carray
 
-from attlas.attend import decode_ir, decode_vectors, strip_backward, strip_forward, strip_parts, strip_vectors
+from attlas.attend import (
+    decode_ir,
+    decode_vectors,
+    strip_backward,
+    strip_features,
+    strip_forward,
+    strip_parts,
+    strip_rules,
+    strip_vectors,
+)
 from attlas.attend.strip_backward import backward
 from attlas.attend.strip_forward import forward
 from attlas.attend.strip_parts import CALL
@@ -20,7 +29,16 @@ from attlas.attend.team import address_of, digest
 
 __all__ = ["CALL", "compiled"]
 
-_MODULES = (decode_ir, decode_vectors, strip_backward, strip_forward, strip_parts, strip_vectors)
+_MODULES = (
+    decode_ir,
+    decode_vectors,
+    strip_backward,
+    strip_features,
+    strip_forward,
+    strip_parts,
+    strip_rules,
+    strip_vectors,
+)
 
 
 def _entries(source: str) -> dict[tuple[str, bool], Callable[[Any], None]]:

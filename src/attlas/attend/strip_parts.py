@@ -16,6 +16,7 @@ __all__ = [
     "CHUNK",
     "PARTS",
     "WHOLE",
+    "constants_of",
     "groups_products",
     "jit",
     "next_chunk",
@@ -33,12 +34,15 @@ WHOLE = (
     *("out", "lse", "order", "strips", "runs", "masks", "first", "counter"),
     *("batch", "heads", "kv_heads", "rows", "keys", "width", "value_width", "size"),
     *("grad", "delta", "grad_query", "grad_key", "grad_value", "pieces"),
+    *("rule", "constants", "tops"),
 )
-CALL = np.dtype([*((name, np.int64) for name in WHOLE), ("scale", np.float64)])
+CALL = np.dtype([*((name, np.int64) for name in WHOLE), ("scale", np.float64), ("power", np.float64)])
 """What a call is told: addresses, strides in numbers, sizes. out and grad_query (B, N, H, .) and lse, delta
 (B, H, N) are contiguous; `order`, `strips`, `runs`, `masks` are those of `strips.Strips`; `first` (B, H, 2)
 the strips of each head; `counter` an int64 that is 0. Backward: grad (B, N, H, V) of out, contiguous; delta =
-sum(grad * out) - grad of lse; grad_key, grad_value (pieces, B, g, M, .) float32 that are 0."""
+sum(grad * out) - grad of lse; grad_key, grad_value (pieces, B, g, M, .) float32 that are 0. rule: one of
+`strip_rules`; by one other than SOFTMAX, lse takes sums of weights (forward), tops (B, H, N) the largest of
+them, delta is not read, and constants (2 forward, CONSTANTS backward, B, H, N) float32 are the queries'."""
 
 CHUNK = 64  # keys; logits of a chunk take 16 KiB
 PARTS = ROWS // LANES  # vectors of queries
@@ -140,6 +144,17 @@ def _spans(masks, groups, hidden, of_groups, of_parts):
                 of_groups[:groups, 0], of_groups[:groups, 1] = 0, PARTS
                 of_parts[:, 0], of_parts[:, 1] = 0, groups
                 return
+
+
+@jit
+@no_type_check
+def constants_of(call, count, b, h, rows, number, found):
+    """found[k, r] = the k-th constant of the r-th of `number` rows; 0 beyond them."""
+    given = carray(pointer(call.constants, np.float32(0)), (count, call.batch, call.heads, call.rows))
+    found[:] = np.float32(0.0)
+    for k in range(count):
+        for r in range(number):
+            found[k, r] = given[k, b, h, rows[r]]
 
 
 @jit

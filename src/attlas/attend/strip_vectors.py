@@ -37,6 +37,8 @@ __all__ = [
     "exponents",
     "finish",
     "products",
+    "seen",
+    "splat",
     "widen_row",
 ]
 
@@ -54,7 +56,8 @@ def _constant(kind: Any, number: float) -> Any:
     return ir.Constant(kind, [number] * LANES)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
+    """The scalar in all lanes."""
     one = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, INT(0))
     return builder.shuffle_vector(one, ir.Constant(one.type, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
 
@@ -86,7 +89,7 @@ def products(typingctx, keys, count, columns, width, found, vectors):
                 row = plus(builder, columns, c, 4 * ROWS)
                 parts = [load(builder, plus(builder, row, v * _BYTES), _FLOATS) for v in range(wide)]
                 for k in range(KEYS):
-                    own = _splat(builder, load(builder, plus(builder, starts[k], c, 4), FLOAT))
+                    own = splat(builder, load(builder, plus(builder, starts[k], c, 4), FLOAT))
                     for v in range(wide):
                         one = sums[k * wide + v]
                         builder.store(multiply_add(builder, own, parts[v], builder.load(one)), one)
@@ -116,7 +119,7 @@ def carry(typingctx, out, weights, across, along, rows, count, offset, factors, 
         places = []
         for a in range(KEYS):
             start = builder.add(load(builder, plus(builder, out, a * 8), LONG, 8), offset)
-            factor = _splat(builder, load(builder, plus(builder, factors, a * 4), FLOAT))
+            factor = splat(builder, load(builder, plus(builder, factors, a * 4), FLOAT))
             for v in range(wide):
                 place = plus(builder, start, v * _BYTES)
                 places.append(place)
@@ -127,7 +130,7 @@ def carry(typingctx, out, weights, across, along, rows, count, offset, factors, 
             parts = [load(builder, plus(builder, row, v * _BYTES), _FLOATS) for v in range(wide)]
             moved = builder.mul(along, b)
             for a in range(KEYS):
-                own = _splat(builder, load(builder, builder.add(starts[a], moved), FLOAT))
+                own = splat(builder, load(builder, builder.add(starts[a], moved), FLOAT))
                 for v in range(wide):
                     one = sums[a * wide + v]
                     builder.store(multiply_add(builder, own, parts[v], builder.load(one)), one)
@@ -138,7 +141,7 @@ def carry(typingctx, out, weights, across, along, rows, count, offset, factors, 
     return types.void(*[types.int64] * 8, vectors), code
 
 
-def _seen(builder: Any, masks: Any, j: Any, shift: Any) -> Any:
+def seen(builder: Any, masks: Any, j: Any, shift: Any) -> Any:
     """Which of LANES queries, from bit `shift` on, see key j."""
     bits = builder.lshr(load(builder, plus(builder, masks, j, 8), LONG, 8), shift)
     return builder.bitcast(builder.trunc(bits, ir.IntType(LANES)), _BITS)
@@ -162,7 +165,7 @@ def exponents(typingctx, logits, count, masks, shift, tops, totals, factors, mas
             found = load(builder, plus(builder, logits, j, 4 * ROWS), _FLOATS)
             if hiding:
                 found = builder.select(
-                    _seen(builder, masks, j, shift), found, _constant(_FLOATS, -float("inf"))
+                    seen(builder, masks, j, shift), found, _constant(_FLOATS, -float("inf"))
                 )
             return found
 
@@ -205,8 +208,9 @@ def differences(typingctx, logits, slopes, count, masks, shift, lse, deltas, mas
             weight = power_of_two(builder, builder.fsub(load(builder, here, _FLOATS), top))
             slope = builder.fmul(weight, builder.fsub(load(builder, there, _FLOATS), delta))
             if hiding:
-                seen = _seen(builder, masks, j, shift)
-                weight, slope = builder.select(seen, weight, zero), builder.select(seen, slope, zero)
+                visible = seen(builder, masks, j, shift)
+                weight = builder.select(visible, weight, zero)
+                slope = builder.select(visible, slope, zero)
             store(builder, weight, here)
             store(builder, slope, there)
         return context.get_dummy_value()
@@ -244,7 +248,7 @@ def finish(typingctx, source, factor, target, count, element):
 
     def code(context, builder, signature, args):
         source, factor, target, count = args[:4]
-        scale = _splat(builder, factor)
+        scale = splat(builder, factor)
         with loop(builder, count, LANES) as (c, _):
             found = builder.fmul(scale, load(builder, plus(builder, source, c, 4), _FLOATS))
             if short:

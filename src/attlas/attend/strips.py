@@ -34,7 +34,7 @@ class Strips:
     order (rows,): the rows, strip by strip; strips (S, 5): where a strip begins in `order`, how many rows it
     has, its first and last + 1 run, its keys; runs (R, 2): first key and number of keys; masks (R,): bit r is
     set where row r of the strip sees the run, bits without a row in a full set are set too. int64 all.
-    pairs: of the pattern; computed: those that the kernel computes.
+    counts (rows,): keys that a row sees; pairs: of the pattern; computed: those that the kernel computes.
     """
 
     rows: int
@@ -43,6 +43,7 @@ class Strips:
     strips: Tensor
     runs: Tensor
     masks: Tensor
+    counts: Tensor
     pairs: int
     computed: int
 
@@ -56,13 +57,13 @@ def build(seen: Intervals, keys: int, order: np.ndarray | None = None) -> Strips
     return _put_together([_swept(seen, keys, order)], keys, order)
 
 
-_Swept = tuple[np.ndarray, np.ndarray, np.ndarray, int, int]
+_Swept = tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray]
 
 
 def _swept(seen: Intervals, keys: int, order: np.ndarray) -> _Swept:
-    """(strips, runs, masks, computed, pairs) of some rows."""
+    """(strips, runs, masks, computed, keys of each row in the order) of some rows."""
     low, high = np.ascontiguousarray(seen.lo), np.ascontiguousarray(seen.hi)
-    return *_sweep()(low, high, order, keys, ROWS), int((high - low).sum())
+    return *_sweep()(low, high, order, keys, ROWS), (high - low).sum(1)[order]
 
 
 def _put_together(parts: Sequence[_Swept], keys: int, order: np.ndarray) -> Strips:
@@ -78,8 +79,10 @@ def _put_together(parts: Sequence[_Swept], keys: int, order: np.ndarray) -> Stri
     masks = np.concatenate([part[2] for part in parts]).view(np.int64)
     made = (torch.from_numpy(one) for one in (order, all_strips, all_runs, masks))
     found_order, found_strips, found_runs, found_masks = made
-    computed, pairs = sum(part[3] for part in parts), sum(part[4] for part in parts)
-    return Strips(len(order), keys, found_order, found_strips, found_runs, found_masks, pairs, computed)
+    counts = np.empty(len(order), np.int64)
+    counts[order] = np.concatenate([part[4] for part in parts])
+    own = (torch.from_numpy(counts), int(counts.sum()), sum(part[3] for part in parts))
+    return Strips(len(order), keys, found_order, found_strips, found_runs, found_masks, *own)
 
 
 def joined(heads: Sequence[Sequence[Strips]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attlas.report.extrapolation_tables import extrapolation_tables
 from attlas.report.mixer_tables import mixer_tables
 from attlas.report.static_tables import StaticTable, static_tables
 
-__all__ = ["mixers_section", "patterns_section"]
+__all__ = ["extrapolation_section", "mixers_section", "patterns_section"]
 
 
 def patterns_section(result: Mapping[str, Any], made_with: str) -> str:
@@ -19,6 +20,11 @@ def patterns_section(result: Mapping[str, Any], made_with: str) -> str:
 def mixers_section(result: Mapping[str, Any], made_with: str) -> str:
     """Every table of the comparison of token mixers."""
     return _section(result, mixer_tables(result), made_with)
+
+
+def extrapolation_section(result: Mapping[str, Any], made_with: str) -> str:
+    """The table of length extrapolation and attention sinks."""
+    return _section(result, extrapolation_tables(result), made_with)
 
 
 def _section(result: Mapping[str, Any], tables: Sequence[StaticTable], made_with: str) -> str:

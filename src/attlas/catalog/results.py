@@ -15,7 +15,7 @@ from typing import Any
 from attlas._common.errors import UsageError
 from attlas._common.files import read_json, write_atomic
 from attlas.catalog.claim import OUTCOMES
-from attlas.catalog.pattern_results import mixers_section, patterns_section
+from attlas.catalog.pattern_results import extrapolation_section, mixers_section, patterns_section
 from attlas.catalog.released._page import released_page
 
 __all__ = ["BEGIN", "END", "fill_region", "load_results", "main", "readme_table", "results_page", "table"]
@@ -135,6 +135,7 @@ def results_page(results: Mapping[str, Mapping[str, Any]]) -> str:
         "attlas.claim": claim_section,
         "attlas.patterns": lambda result: patterns_section(result, _made_with(result)),
         "attlas.mixers": lambda result: mixers_section(result, _made_with(result)),
+        "attlas.extrapolation": lambda result: extrapolation_section(result, _made_with(result)),
     }
     parts = []
     for order in (*sections, None):

@@ -1,4 +1,4 @@
-"""Commands that measure several systems side by side: attlas bench patterns, attlas bench mixers."""
+"""Commands that measure several systems side by side: attlas bench patterns, mixers and extrapolation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attlas._common.files import to_json
 from attlas.cli.app import ATLAS, app, command, import_from_here
 from attlas.cli.bars import Bars
 
-__all__ = ["bench", "mixers", "patterns"]
+__all__ = ["bench", "extrapolation", "mixers", "patterns"]
 
 bench = typer.Typer(
     help="Compare systems side by side, at equal cost.", no_args_is_help=True, rich_markup_mode="rich"
@@ -173,6 +173,58 @@ def mixers(
         return
     print_mixers(result)
     print(f"result   {out / 'mixers.json'}\npictures {page}")
+
+
+@command(ATLAS, bench)
+def extrapolation(
+    mixer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="softmax, sigmoid, sigmoid_bare, lssa, lssar3, lssar15, gated (the default), "
+            "softmax_reweighted, a registered mixer or your class, package.module:Class.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Language models that are trained for every mixer.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of 16 windows each.")] = 300,
+    lengths: Annotated[
+        str, typer.Option(help="The length of training, then those of the test, with commas.")
+    ] = "128,256,512,1024,2048",
+    windows: Annotated[int, typer.Option(help="Held-out windows that are judged.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for extrapolation.json and pictures.")] = Path(
+        "runs/extrapolation"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what an interrupted run has.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train small language models short, test them long: loss on the same bytes, and attention sinks.
+
+    Only the text before the judged bytes grows; nothing is trained again. An interrupted comparison
+    continues when the same command is given again, also with more mixers or seeds.
+    """
+    from attlas.catalog.bench.extrapolation import bench_extrapolation
+    from attlas.catalog.bench.extrapolation_settings import ExtrapolationSettings
+
+    settings = ExtrapolationSettings(
+        mixers=tuple(mixer or ExtrapolationSettings().mixers),
+        seeds=seeds,
+        steps=steps,
+        lengths=_numbers("lengths", lengths, int),
+        windows=windows,
+    )
+    import_from_here()
+    with Bars() as progress:
+        result = bench_extrapolation(
+            settings, out=out, command=settings.command(), fresh=fresh, progress=progress
+        )
+        from attlas.report import print_extrapolation, write_extrapolation
+
+        page = write_extrapolation(out, progress=progress).page
+    if as_json:
+        print(to_json(result), end="")
+        return
+    print_extrapolation(result)
+    print(f"result   {out / 'extrapolation.json'}\npictures {page}")
 
 
 def _numbers(name: str, text: str, kind: type[_Number]) -> tuple[_Number, ...]:

@@ -2,24 +2,31 @@
 
 from attlas.inspect.attention_importance import attention_agreement, weights_and_importance
 from attlas.inspect.consequences import Check, consequences
+from attlas.inspect.deconstructing import MapStatistics, between, map_statistics
 from attlas.inspect.dsf import describe_mixer, inspect_dsf
 from attlas.inspect.from_mixer import Realised, from_mixer, from_scan, realises
 from attlas.inspect.ltv import LTV
 from attlas.inspect.memory import StateSize, jacobian_kernel, state_size
+from attlas.inspect.sinks import Sinks, sink_strength
 
 __all__ = [
     "LTV",
     "Check",
+    "MapStatistics",
     "Realised",
+    "Sinks",
     "StateSize",
     "attention_agreement",
+    "between",
     "consequences",
     "describe_mixer",
     "from_mixer",
     "from_scan",
     "inspect_dsf",
     "jacobian_kernel",
+    "map_statistics",
     "realises",
+    "sink_strength",
     "state_size",
     "weights_and_importance",
 ]

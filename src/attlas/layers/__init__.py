@@ -22,16 +22,22 @@ from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
 from attlas.layers.cosformer import CosformerAttention
+from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
+from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
+from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
 from attlas.layers.maxvit import (
     MaxViTBlock,
@@ -41,13 +47,37 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.minimal import MinimalAttention, collapsed, collapsed_stack, triangular
+from attlas.layers.minimal_maps import (
+    Carried,
+    OneMap,
+    SharedMap,
+    Similarity,
+    TriangularMap,
+    TwoMaps,
+    Untouched,
+    ValueAndOut,
+    ValueMap,
+)
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.one_triangle import one_triangle
+from attlas.layers.p_adapter import (
+    Bottleneck,
+    PAdapter,
+    p_laplacian_edges,
+    p_laplacian_official,
+    p_laplacian_step,
+    pooled_nodes,
+)
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
+from attlas.layers.pna_attention import PNAAttention, pna_aggregates
+from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
+from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
@@ -57,7 +87,9 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
     "FORMS",
+    "GAAM",
     "GPSA",
+    "LAMA",
     "MIXERS",
     "PLGA",
     "QLSTM",
@@ -65,15 +97,19 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
     "AgentSD",
+    "Approximate",
     "AutoCorrelation",
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "BaseConv",
     "BiMamba",
     "Block",
+    "Bottleneck",
+    "Carried",
     "CausalFlowAttention",
     "ClearMix",
     "Combiner",
@@ -83,10 +119,14 @@ __all__ = [
     "DependencyBlock",
     "Finding",
     "FixedCurvature",
+    "FlashSigmoid",
     "FlowAttention",
+    "GINAttention",
     "Gate",
     "GatedAttention",
     "GatedConv",
+    "GatedMLP",
+    "GaussianBlock",
     "GraphLayoutAttention",
     "HaloAttention",
     "ImplicitConv",
@@ -97,16 +137,23 @@ __all__ = [
     "LinearAttention",
     "LiteralMemoryAsContext",
     "LongTermMemory",
+    "LssarAttention",
     "MBConv",
     "Mamba",
     "MaxViTBlock",
+    "MeanPooling",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
     "MetricLearner",
+    "MinimalAttention",
     "MixerEntry",
     "ModulatedBlock",
+    "NonApproximate",
     "NormalisedLinear",
+    "OneMap",
+    "PAdapter",
+    "PNAAttention",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -119,36 +166,63 @@ __all__ = [
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
+    "SelfAttentionPooling",
     "Setting",
+    "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "Similarity",
     "SoftmaxMix",
+    "SourcedAttention",
+    "SparseEdges",
+    "SparseGIN",
     "SparseHybrid",
     "StreamAttention",
     "TaylorAttention",
     "TransNormerBlock",
     "TransNormerMixer",
+    "TriangularMap",
+    "TwoMaps",
     "TwoStreamAttention",
+    "Untouched",
+    "ValueAndOut",
+    "ValueMap",
     "alibi_by_layer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
+    "collapsed",
+    "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
     "fuse_gate",
     "gate_for",
     "grid_partition",
     "halo_attention",
+    "importance",
     "kv_cache_only",
+    "lama_logits",
     "lamamba_block",
+    "lambda_schedule",
     "layout_graph",
     "lightning1",
     "linear_by_layer",
+    "masked_mean",
     "mixer_entry",
+    "one_triangle",
+    "p_laplacian_edges",
+    "p_laplacian_official",
+    "p_laplacian_step",
     "places",
+    "pna_aggregates",
+    "pooled_nodes",
     "register_mixer",
     "rotary",
     "rotary_pairs",
     "sliding_window",
     "split_gate",
+    "star",
+    "strong_edges",
+    "triangular",
+    "word_importance",
 ]

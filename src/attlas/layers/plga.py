@@ -4,6 +4,8 @@ Source: Gokden 2025, arXiv 2502.13502 (base model 2410.16703); burcgokden/PLDR-L
 power_law_attention_layer_v510.py, pldr_model_v510.py. Legend: B batch, H heads, N tokens, h head width.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class PLGA(nn.Module):
             )
         self.heads, self.kv_heads, self.head, self.base = heads, kv_heads, width // heads, base
         self.pattern = causal() if pattern is None else pattern
-        self.metric = MetricLearner(self.head, heads) if metric is None else metric
+        self.metric: Any = MetricLearner(self.head, heads) if metric is None else metric
         self.query = nn.Linear(width, width)
         self.key, self.value = (nn.Linear(width, kv_heads * self.head) for _ in range(2))
         self.out = nn.Linear(width, width)
@@ -75,7 +77,7 @@ class PLGA(nn.Module):
         self,
         x: Float[Tensor, "B N C"],
         *,
-        curvature: Float[Tensor, "*B H h h"] | None = None,
+        curvature: Float[Tensor, "*B h h"] | None = None,
         valid: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """All tokens; `curvature`: G, cached or of another text, instead of that of these tokens.
@@ -185,7 +187,8 @@ class PrefixPLGA(PLGA):
     def advance(self, x: Float[Tensor, "B N C"], state: State) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row."""
         query, key, value, own, there = self._behind(x, state, _place(state))
-        folded, parts = self._folded(query, state)
+        with torch.autocast(x.device.type, enabled=False):
+            folded, parts = self._folded(query, state)
         out = self._attended(folded, key, value, None, own, there)
         return out, State(parts | {"key": key, "value": value}, state.position + x.shape[1])
 
@@ -195,7 +198,9 @@ class PrefixPLGA(PLGA):
         query, key, value = self._projected(x, 0)
         seen = query if valid is None else query.masked_fill(~valid[:, None, :, None], 0.0)
         at = Tokens(x.shape[1], valid=valid)
-        return self._attended(self._folded(seen, self.start(len(x)))[0], key, value, None, at, at)
+        with torch.autocast(x.device.type, enabled=False):
+            folded, _ = self._folded(seen, self.start(len(x)))
+        return self._attended(folded, key, value, None, at, at)
 
     def _folded(self, query: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """q G of every token's chunk, and the sums behind the last of them."""

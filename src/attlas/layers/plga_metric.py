@@ -42,7 +42,8 @@ def density(
     q = query.to(wide(query.dtype))
     if valid is not None:
         q = q.masked_fill(~valid[:, None, :, None], 0.0)
-    return q.mT @ q
+    with torch.autocast(q.device.type, enabled=False):
+        return q.mT @ q
 
 
 def power_law(
@@ -158,6 +159,8 @@ class FixedCurvature(nn.Module):
 
     The identity is dot-product attention. It is stored with the model and not trained.
     """
+
+    matrix: Tensor
 
     def __init__(self, matrix: Float[Tensor, "H h h"]) -> None:
         super().__init__()

@@ -6,13 +6,22 @@ from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
 from attlas.models.cmr import ReweavingNet
 from attlas.models.convit import ConViT
+from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.minimal import (
+    MINIMALS,
+    MinimalLayer,
+    MinimalViT,
+    layer_parameters,
+    overdetermination,
+)
 from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
@@ -25,6 +34,7 @@ __all__ = [
     "BASEDS",
     "HALONETS",
     "MAXVITS",
+    "MINIMALS",
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
@@ -34,6 +44,7 @@ __all__ = [
     "BasedConfig",
     "ConViT",
     "CrossBlock",
+    "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
     "GraphLayoutLM",
@@ -49,10 +60,13 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "MinimalLayer",
+    "MinimalViT",
     "NoMixing",
     "PLDRConfig",
     "Placed",
     "RecallNet",
+    "RecurrentClassifier",
     "ReweavingNet",
     "Sentences",
     "SeriesEmbedding",
@@ -64,6 +78,10 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "hybrid",
+    "layer_parameters",
+    "overdetermination",
     "small_halonet",
     "small_maxvit",
+    "standard_layers",
 ]

@@ -9,6 +9,7 @@ from attlas.pattern.axes import along, ball
 from attlas.pattern.base import Pattern
 from attlas.pattern.bound import BOUND, Bound
 from attlas.pattern.clear import clear, joint
+from attlas.pattern.graph_edges import GraphEdges, as_pattern
 from attlas.pattern.grid_order import grid, groups, serpentine, tile
 from attlas.pattern.group_links import linked_groups
 from attlas.pattern.heads import opaque, per_head, per_kv_head
@@ -37,6 +38,7 @@ __all__ = [
     "BlockTable",
     "Bound",
     "Elastic",
+    "GraphEdges",
     "Intervals",
     "Layout",
     "Mean",
@@ -54,6 +56,7 @@ __all__ = [
     "Tile",
     "Tokens",
     "along",
+    "as_pattern",
     "ball",
     "band_rule",
     "block_windows",

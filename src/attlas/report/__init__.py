@@ -16,6 +16,8 @@ _HOME = {
     "dsf_page": "write_dsf",
     "mixer_tables": "load_mixers mixer_tables print_mixers",
     "mixer_page": "write_mixers",
+    "extrapolation_tables": "extrapolation_tables load_extrapolation print_extrapolation",
+    "extrapolation_page": "write_extrapolation",
     "page": "ReportFiles write_report",
     "figures": "FIGURES Figure NotInRun budgets cost needles pareto pattern_pictures png quality "
     "span_map times",
@@ -31,7 +33,9 @@ __all__ = [
     "StaticTable",
     "budgets",
     "cost",
+    "extrapolation_tables",
     "load_dsf",
+    "load_extrapolation",
     "load_mixers",
     "load_patterns",
     "load_run",
@@ -41,6 +45,7 @@ __all__ = [
     "pattern_pictures",
     "png",
     "print_dsf",
+    "print_extrapolation",
     "print_mixers",
     "print_patterns",
     "print_results",
@@ -50,6 +55,7 @@ __all__ = [
     "static_tables",
     "times",
     "write_dsf",
+    "write_extrapolation",
     "write_mixers",
     "write_patterns",
     "write_report",
@@ -58,6 +64,8 @@ __all__ = [
 if TYPE_CHECKING:
     from attlas.report.dsf_page import write_dsf as write_dsf
     from attlas.report.dsf_tables import print_dsf as print_dsf
+    from attlas.report.extrapolation_page import write_extrapolation as write_extrapolation
+    from attlas.report.extrapolation_tables import print_extrapolation as print_extrapolation
     from attlas.report.mixer_page import write_mixers as write_mixers
     from attlas.report.mixer_tables import print_mixers as print_mixers
     from attlas.report.page import write_report as write_report

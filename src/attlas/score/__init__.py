@@ -14,6 +14,7 @@ from attlas.score.flashbias import (
     rank_of,
     squared_distance,
 )
+from attlas.score.p_laplacian import PLaplacian, log_edge_weight
 
 __all__ = [
     "Bilinear",
@@ -27,6 +28,7 @@ __all__ = [
     "LowRankBias",
     "Lowering",
     "Modulated",
+    "PLaplacian",
     "PairResult",
     "RowScale",
     "ScaledScore",
@@ -36,6 +38,7 @@ __all__ = [
     "alibi_slopes",
     "cosine_of_distance",
     "factored",
+    "log_edge_weight",
     "rank_of",
     "squared_distance",
 ]

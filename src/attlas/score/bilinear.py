@@ -73,4 +73,5 @@ def _folded(query: Tensor, matrix: Tensor) -> Tensor:
             f"got shape {tuple(matrix.shape)}"
         )
     dtype = torch.promote_types(query.dtype, matrix.dtype)
-    return torch.einsum("...d,...de->...e", query.to(dtype), matrix.to(dtype)).to(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        return torch.einsum("...d,...de->...e", query.to(dtype), matrix.to(dtype)).to(query.dtype)

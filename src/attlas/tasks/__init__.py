@@ -1,6 +1,7 @@
 """Texts, splits and long-context tasks to calibrate, select and evaluate with."""
 
 from attlas.tasks.bytes import ByteText, byte_text
+from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -69,6 +70,7 @@ __all__ = [
     "induction",
     "load_series",
     "load_source",
+    "losses_at_lengths",
     "mqar",
     "passkey",
     "photo_crops",

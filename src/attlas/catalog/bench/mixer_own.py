@@ -20,7 +20,7 @@ from attlas.catalog.bench.task import BenchTask
 from attlas.layers import MixerEntry, Setting
 from attlas.layers.contract import check_mixer
 
-__all__ = ["Absent", "breaches", "check_small", "is_own", "own_code", "taking_part"]
+__all__ = ["Absent", "breaches", "breaches_at", "check_small", "is_own", "own_code", "taking_part"]
 
 TOLERANCE = 1e-8  # of float64 outputs, relative to the largest where that is above 1
 DISTURBED = 0.1  # standard deviation of what is added to weights of SMALL inputs, less of wider ones
@@ -70,11 +70,16 @@ def breaches(entry: MixerEntry, task: BenchTask, width: int, heads: int) -> None
     In float64 and evaluation mode, at a few cuts. UsageError: what is broken. Absent: it cannot be run.
     """
     setting = Setting(width, heads, causal=task.causal, length=task.length)
+    breaches_at(entry, setting, task.length, f" on task {task.name} at width {width}")
+
+
+def breaches_at(entry: MixerEntry, setting: Setting, length: int, where: str) -> None:
+    """`breaches` at a setting and a length; `where` is told with what is broken."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), taking_part(entry):
         torch.manual_seed(0)
-        found = [f"{setting.form} {text}" for text in _found(entry, setting, task.length)]
+        found = [f"{setting.form} {text}" for text in _found(entry, setting, length)]
     if found:
-        raise UsageError(_broken(entry, found, f" on task {task.name} at width {width}"))
+        raise UsageError(_broken(entry, found, where))
 
 
 def _broken(entry: MixerEntry, findings: list[str], where: str = "") -> str:

@@ -15,14 +15,14 @@ from typing import Any
 
 from attlas._common.errors import UsageError
 from attlas._common.files import check_folder, to_json, write_json
-from attlas._common.machine import PACKAGE, machine, source_digest, versions
+from attlas._common.machine import machine, versions
 from attlas.catalog.bench.mixer_nets import RATIO, REFERENCE, TOLERANCE, Fitted, Size, fitted
 from attlas.catalog.bench.mixer_own import Absent, breaches, check_small, is_own, own_code
 from attlas.catalog.bench.mixer_settings import MixerSettings
 from attlas.catalog.bench.mixer_speed import SLOW, efficiency, speed_at
 from attlas.catalog.bench.mixer_tasks import TASKS
 from attlas.catalog.bench.mixer_training import best_rate, net_values, row_of
-from attlas.catalog.bench.parts import Parts
+from attlas.catalog.bench.parts import Parts, code_mark
 from attlas.catalog.bench.task import TUNING_SEED, BenchTask
 from attlas.layers import MixerEntry, mixer_entry
 from attlas.tune import Progress, Silent
@@ -30,7 +30,6 @@ from attlas.tune import Progress, Silent
 __all__ = ["NAME", "SCHEMA", "VERSION", "bench_mixers"]
 
 SCHEMA, VERSION, NAME = "attlas.mixers", 1, "mixers"
-UNMEASURED = ("cli", "report")  # rooms that only show what was measured
 
 
 def bench_mixers(
@@ -51,7 +50,7 @@ def bench_mixers(
     """
     progress, folder = progress or Silent(), check_folder(out)
     entries = [_entry(name, settings.heads) for name in settings.mixers]
-    kept = Parts(folder / f"{NAME}-{_digest()}.partial", SCHEMA, VERSION)
+    kept = Parts(folder / f"{NAME}-{code_mark()}.partial", SCHEMA, VERSION)
     if fresh:
         kept.remove()
     codes = {name: own_code(name) for name in settings.mixers}
@@ -206,9 +205,3 @@ def _slow(name: str, columns: Sequence[dict[str, Any]]) -> bool:
 
 def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name)
-
-
-def _digest() -> str:
-    """Names the code that runs the experiment: networks trained by other code are not mixed in."""
-    code = source_digest(*(folder.name for folder in PACKAGE.iterdir() if folder.name not in UNMEASURED))
-    return hashlib.sha256(to_json({"code": code, "versions": versions()}).encode()).hexdigest()[:8]

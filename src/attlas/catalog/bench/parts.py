@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from attlas._common.errors import UsageError
-from attlas._common.files import check_schema, read_json, write_json
+from attlas._common.files import check_schema, read_json, to_json, write_json
+from attlas._common.machine import PACKAGE, source_digest, versions
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "code_mark"]
+
+UNMEASURED = ("cli", "report")  # rooms that only show what was measured
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,9 @@ class Parts:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def code_mark() -> str:
+    """Names the code that runs an experiment: pieces that other code made are not mixed in."""
+    code = source_digest(*(folder.name for folder in PACKAGE.iterdir() if folder.name not in UNMEASURED))
+    return hashlib.sha256(to_json({"code": code, "versions": versions()}).encode()).hexdigest()[:8]

@@ -1,0 +1,144 @@
+"""Edge lists out of text files: one edge a line, with clear words for every wrong one."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from attlas._common.errors import UsageError
+from attlas.graph.graph import Graph
+
+__all__ = ["NamedGraph", "read_edges"]
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class NamedGraph:
+    """A graph with the names that its nodes and edge types have in a file, in the order of their numbers."""
+
+    graph: Graph
+    nodes: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def read_edges(
+    path: str | os.PathLike[str],
+    *,
+    sender: str | int = 0,
+    receiver: str | int = 1,
+    kind: str | int | None = None,
+    values: tuple[str | int, ...] = (),
+    header: bool | None = None,
+    separator: str | None = None,
+) -> NamedGraph:
+    """A graph out of a .csv, .tsv or blank-separated file with one edge a line.
+
+    sender, receiver, kind (the edge's type), values (numbers, which become edge_attr): columns by name or by
+    place from 0. header: whether the first line names the columns; by default it does where a column is asked
+    for by name. Nodes and types get numbers in the order in which they first appear; lines that are empty or
+    begin with # are left out. separator: "," for .csv, a tab for .tsv, blanks otherwise.
+
+    Nothing is half loaded: UsageError names the line that has too few columns, an empty name or a value that
+    is no finite number, and says how many more there are.
+    """
+    place = Path(path)
+    named = any(isinstance(column, str) for column in (sender, receiver, kind, *values))
+    rows = _rows(place, separator if separator is not None else _SEPARATORS.get(place.suffix.lower()))
+    titles: list[str] | None = None
+    if header or (header is None and named):
+        first = next(rows, None)
+        if first is None:
+            raise UsageError(f"{place} is empty: a line with the columns' names is expected")
+        titles = first[1]
+    elif named:
+        raise UsageError("columns by name need a header line: leave header unset, or give places from 0")
+    wanted = [_column(one, titles, place) for one in (sender, receiver, *values)]
+    typed = None if kind is None else _column(kind, titles, place)
+    return _collected(place, rows, wanted, typed)
+
+
+def _rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
+    """(line number from 1, cells) of every line that says something."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            if separator is None:
+                for number, line in enumerate(stream, start=1):
+                    if line.strip() and not line.startswith("#"):
+                        yield number, line.split()
+                return
+            reader = csv.reader(stream, delimiter=separator)
+            for cells in reader:
+                if any(cell.strip() for cell in cells) and not cells[0].startswith("#"):
+                    yield reader.line_num, [cell.strip() for cell in cells]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}; give a file with one edge a line"
+        ) from error
+
+
+def _column(wanted: str | int, titles: list[str] | None, path: Path) -> int:
+    if isinstance(wanted, int):
+        if wanted < 0:
+            raise UsageError(f"columns are counted from 0, got {wanted}")
+        return wanted
+    if titles is None or wanted not in titles:
+        raise UsageError(
+            f"{path} has no column {wanted!r}; its first line names {', '.join(titles or ['none'])}"
+        )
+    return titles.index(wanted)
+
+
+def _collected(
+    path: Path, rows: Iterator[tuple[int, list[str]]], wanted: list[int], typed: int | None
+) -> NamedGraph:
+    nodes: dict[str, int] = {}
+    types: dict[str, int] = {}
+    ends: list[tuple[int, int]] = []
+    numbers: list[list[float]] = []
+    kinds: list[int] = []
+    wrong: list[str] = []
+    for line, cells in rows:
+        problem = _problem(cells, wanted, typed)
+        if problem:
+            wrong.append(f"line {line}: {problem}")
+            continue
+        a, b = (nodes.setdefault(cells[column], len(nodes)) for column in wanted[:2])
+        ends.append((a, b))
+        numbers.append([float(cells[column]) for column in wanted[2:]])
+        if typed is not None:
+            kinds.append(types.setdefault(cells[typed], len(types)))
+    if wrong:
+        more = f" ({len(wrong) - 1} more lines are wrong)" if len(wrong) > 1 else ""
+        raise UsageError(f"{path}, {wrong[0]}{more}; nothing was loaded")
+    if not ends:
+        raise UsageError(f"{path} holds no edge: one line per edge is expected")
+    graph = Graph.from_edge_index(
+        torch.tensor(ends, dtype=torch.int64).T,
+        num_nodes=len(nodes),
+        edge_attr=torch.tensor(numbers) if wanted[2:] else None,
+        edge_type=None if typed is None else torch.tensor(kinds, dtype=torch.int64),
+    )
+    return NamedGraph(graph, tuple(nodes), tuple(types))
+
+
+def _problem(cells: list[str], wanted: list[int], typed: int | None) -> str | None:
+    columns = [*wanted, *([] if typed is None else [typed])]
+    if max(columns) >= len(cells):
+        return f"{max(columns) + 1} columns are expected, it has {len(cells)}"
+    if any(not cells[column] for column in [*wanted[:2], *([] if typed is None else [typed])]):
+        return "a name is empty"
+    for column in wanted[2:]:
+        try:
+            finite = math.isfinite(float(cells[column]))
+        except ValueError:
+            finite = False
+        if not finite:
+            return f"column {column} must be a finite number, got {cells[column]!r}"
+    return None

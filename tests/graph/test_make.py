@@ -1,0 +1,142 @@
+"""Graphs from other libraries and files, and back."""
+
+import re
+from pathlib import Path
+
+import networkx
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from attlas._common.errors import UsageError
+from attlas.graph import (
+    from_networkx,
+    from_pyg,
+    from_scipy,
+    load_graph,
+    read_edges,
+    save_graph,
+    to_networkx,
+    to_scipy,
+)
+from graph.test_graph import drawn
+
+
+def test_scipy_rows_receive() -> None:
+    matrix = scipy.sparse.coo_array(([2.0, 3.0, 5.0], ([0, 2, 2], [1, 0, 0])), (3, 3))
+    graph = from_scipy(matrix, weights=True)
+    assert graph.edge_index.tolist() == [[1, 0, 0], [0, 2, 2]]
+    assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.0, 3.0, 5.0]
+    x = np.arange(3.0)
+    assert np.allclose(to_scipy(graph, graph.edge_attr[:, 0]) @ x, matrix @ x)
+    assert from_scipy(scipy.sparse.coo_array((2, 5))).bipartite
+
+
+@pytest.mark.parametrize(
+    "kind", [networkx.Graph, networkx.DiGraph, networkx.MultiGraph, networkx.MultiDiGraph]
+)
+def test_networkx_edges_come_over_with_loops_and_equal_edges(kind: type) -> None:
+    given = kind([("a", "b"), ("b", "b"), ("a", "b"), ("c", "a")])
+    given.add_node("alone")
+    graph, names = from_networkx(given)
+    listed = sorted((names[a], names[b]) for a, b in graph.edge_index.T.tolist())
+    wanted = [(a, b) for a, b in given.edges()]
+    if not given.is_directed():
+        wanted += [(b, a) for a, b in given.edges() if a != b]
+    assert listed == sorted(wanted)
+    assert names == list(given.nodes) and graph.nodes == 4
+    back = to_networkx(graph)
+    assert sorted(back.edges()) == sorted(map(tuple, graph.edge_index.T.tolist()))
+
+
+def test_networkx_numbers_become_features_or_an_error() -> None:
+    given = networkx.Graph()
+    given.add_edge(0, 1, length=2.5)
+    given.add_edge(1, 2, length=1)
+    graph, _ = from_networkx(given, edge_attr=["length"])
+    assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.5, 1.0, 2.5, 1.0]
+    given.add_edge(2, 0)
+    with pytest.raises(ValueError, match=r"edge_attr 'length' of the edge 0 - 2 must be a number, got None"):
+        from_networkx(given, edge_attr=["length"])
+
+
+def test_what_pyg_calls_data_is_read_by_its_names() -> None:
+    class Data:
+        edge_index = torch.tensor([[0, 2], [1, 3]])
+        num_nodes = 4
+        edge_attr = torch.rand(2, 3)
+        batch = torch.tensor([0, 0, 1, 1])
+
+    graph = from_pyg(Data())
+    assert graph.graphs == 2 and graph.edge_attr is Data.edge_attr
+    with pytest.raises(TypeError, match="must be a PyG Data or Batch with an edge_index, got dict"):
+        from_pyg({})
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_saved_graph_comes_back(tmp_path: Path, mapped: bool) -> None:
+    graph = drawn(
+        5, 9, edge_attr=torch.rand(9, 2), edge_type=torch.arange(9), batch=torch.zeros(5, dtype=torch.int64)
+    )
+    save_graph(drawn(2, 2), tmp_path / "g")
+    save_graph(graph, tmp_path / "g")  # takes the place of the former
+    again = load_graph(tmp_path / "g", mapped=mapped)
+    for name in ("sender", "receiver", "edge_attr", "edge_type", "pointer"):
+        assert torch.equal(getattr(again, name), getattr(graph, name))
+    assert (again.nodes, again.bipartite, again.graphs) == (5, False, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g"]
+
+
+def test_files_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="exists and is no graph"):
+        save_graph(drawn(2, 2), tmp_path / "other")
+    with pytest.raises(UsageError, match="is no graph: a folder with graph.json"):
+        load_graph(tmp_path / "none")
+    save_graph(drawn(2, 2), tmp_path / "g")
+    (tmp_path / "g" / "sender.npy").write_bytes(b"broken")
+    with pytest.raises(UsageError, match=r"sender.npy cannot be read as an .npy array"):
+        load_graph(tmp_path / "g")
+    with pytest.raises(TypeError, match="edge_attr is bfloat16, which .npy files cannot hold"):
+        save_graph(drawn(2, 2, edge_attr=torch.zeros(2, dtype=torch.bfloat16)), tmp_path / "h")
+    assert not (tmp_path / "h").exists()
+
+
+def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
+    table = tmp_path / "edges.csv"
+    table.write_text("who,whom,how,much\nann,bob,likes,2\n\n# a remark\nbob,ann,knows,3.5\nann,cat,likes,1\n")
+    named = read_edges(table, sender="who", receiver="whom", kind="how", values=("much",))
+    assert named.nodes == ("ann", "bob", "cat") and named.types == ("likes", "knows")
+    graph = named.graph
+    assert graph.edge_index.tolist() == [[0, 1, 0], [1, 0, 2]]
+    assert graph.edge_type is not None and graph.edge_type.tolist() == [0, 1, 0]
+    assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.0, 3.5, 1.0]
+    plain = tmp_path / "edges.txt"
+    plain.write_text("1 2\n2   3\n")
+    assert read_edges(plain).nodes == ("1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "words"),
+    [
+        ("a,b\nc\n", {}, "line 2: 2 columns are expected, it has 1; nothing was loaded"),
+        ("a,b\nc\nd\n,e\n", {}, "line 2: 2 columns are expected, it has 1 (2 more lines are wrong)"),
+        ("a,b\n,c\n", {}, "line 2: a name is empty"),
+        ("a,b,x\n", {"values": (2,)}, "line 1: column 2 must be a finite number, got 'x'"),
+        ("a,b,nan\n", {"values": (2,)}, "column 2 must be a finite number, got 'nan'"),
+        ("a,b\n", {"sender": "from"}, "has no column 'from'; its first line names a, b"),
+        ("", {}, "holds no edge"),
+        ("", {"sender": "a"}, "is empty: a line with the columns' names is expected"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path: Path, text: str, named: dict, words: str) -> None:
+    table = tmp_path / "edges.csv"
+    table.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        read_edges(table, **named)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_edges(tmp_path / "none.csv")
