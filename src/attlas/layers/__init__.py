@@ -27,10 +27,6 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
-from attlas.layers.gaam import GAAM, GaussianBlock, importance
-from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
-from attlas.layers.gated_layouts import fuse_gate, split_gate
-from attlas.layers.gin_attention import GINAttention
 from attlas.layers.fuse import (
     BatchNorm,
     ConvBN,
@@ -41,6 +37,10 @@ from attlas.layers.fuse import (
     fold_before,
     fuse,
 )
+from attlas.layers.gaam import GAAM, GaussianBlock, importance
+from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_layouts import fuse_gate, split_gate
+from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -57,6 +57,18 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.metamixer import (
+    ChannelMixer,
+    DynamicKeys,
+    DynamicValues,
+    GridMixer,
+    MetaMixer,
+    Normalised,
+    Static,
+    attention_mixer,
+    ffn_mixer,
+    pooling_mixer,
+)
 from attlas.layers.minimal import MinimalAttention, collapsed, collapsed_stack, triangular
 from attlas.layers.minimal_maps import (
     Carried,
@@ -70,6 +82,7 @@ from attlas.layers.minimal_maps import (
     ValueMap,
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.ninformer import FeedForward, MixerBlock, MixerGate, NiNBlock, TokenFeedForward
 from attlas.layers.one_triangle import one_triangle
 from attlas.layers.p_adapter import (
     Bottleneck,
@@ -79,18 +92,6 @@ from attlas.layers.p_adapter import (
     p_laplacian_step,
     pooled_nodes,
 )
-from attlas.layers.metamixer import (
-    ChannelMixer,
-    DynamicKeys,
-    DynamicValues,
-    GridMixer,
-    MetaMixer,
-    Normalised,
-    Static,
-    attention_mixer,
-    ffn_mixer,
-    pooling_mixer,
-from attlas.layers.ninformer import FeedForward, MixerBlock, MixerGate, NiNBlock, TokenFeedForward
 from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
@@ -150,10 +151,10 @@ __all__ = [
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "Fusable",
     "GINAttention",
     "Gate",
     "GatedAttention",
-    "Fusable",
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
@@ -176,21 +177,21 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetaMixer",
     "MetricLearner",
     "MinimalAttention",
-    "MetaMixer",
     "MixerBlock",
     "MixerEntry",
     "MixerGate",
     "ModulatedBlock",
+    "NiNBlock",
     "NonApproximate",
+    "Normalised",
     "NormalisedLinear",
+    "NormedStep",
     "OneMap",
     "PAdapter",
     "PNAAttention",
-    "NiNBlock",
-    "Normalised",
-    "NormedStep",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -237,12 +238,12 @@ __all__ = [
     "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
-    "fuse_gate",
-    "gate_for",
     "ffn_mixer",
     "fold_after",
     "fold_before",
     "fuse",
+    "fuse_gate",
+    "gate_for",
     "grid_partition",
     "halo_attention",
     "importance",

@@ -86,7 +86,8 @@ def looked_at(net: SmallLM, windows: Tensor) -> Values:
     from attlas.layers import GatedAttention, SelfAttention, rotary
     from attlas.pattern import causal
 
-    shares, gates = [], []
+    shares: list[float] = []
+    gates: list[float] = []
 
     def look(mixer: Any, inputs: tuple[Any, ...]) -> None:
         x = inputs[0]
@@ -95,7 +96,7 @@ def looked_at(net: SmallLM, windows: Tensor) -> Values:
         found = reduce(query, key, None, [ColumnMean()], pattern=causal())["column_mean"]
         shares.append(found[..., 0].mean().item())
         if isinstance(mixer, GatedAttention):
-            gates.extend(gate.values(x).mean().item() for gate in mixer.gates.values())
+            gates.extend(gate.values(x).mean().item() for gate in mixer.gates.values())  # type: ignore[operator]
 
     hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, SelfAttention)]
     try:
