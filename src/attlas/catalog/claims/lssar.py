@@ -42,7 +42,7 @@ def network(arm: str, seed: int) -> nn.Module:
     from attlas.pattern import causal
 
     head = WIDTH // HEADS
-    arms: dict[str, dict[str, Any]] = {
+    arms: dict[str, Any] = {
         "softmax": {},
         "softmax, reweighted": {"normaliser": Softmax() >> ShiftPower(15.0) >> L1()},
         "sigmoid": {"normaliser": flash_sigmoid(LENGTH)},
