@@ -150,8 +150,8 @@ CLAIM = Claim(
         "Nets that differ in the normaliser alone, means over the seeds. At step 0 the output in the last "
         f"row of a causal map of {LENGTH} tokens is within {TWICE:g} times softmax's with -log n, and at "
         "least n/4 times softmax's with 0. After equally many steps the loss with -log n is at most "
-        f"{NEAR} of softmax's, and with 0 above that with -log n by more than the spread of the seeds (within "
-        "it: not shown)."
+        f"{NEAR} of softmax's, and with 0 above that with -log n by more than the spread of the seeds "
+        "(within it: not shown)."
     ),
     settings=SETTINGS,
     measure=measure,
