@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, normalisers, peers, prefill, scan
+from benchmarks import attend, decode, edges, normalisers, peers, prefill, scan
 
 MEASURED = {
     "attend": attend,
@@ -16,6 +16,7 @@ MEASURED = {
     "decode": decode,
     "scan": scan,
     "peers": peers,
+    "edges": edges,
     "normalisers": normalisers,
 }
 

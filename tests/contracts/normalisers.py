@@ -15,6 +15,7 @@ from attlas.attend import (
     ShiftPower,
     Sigmoid,
     Softmax,
+    SoftThreshold,
     Threshold,
     TimesLogCount,
 )
@@ -43,6 +44,7 @@ NORMALISERS: dict[str, Callable[[Leaves], Normaliser]] = {
     "ratio": lambda given: Ratio("relu", 0.1),
     # The threshold lies far below any weight that a rounding error could carry over it in these few rows.
     "thresholded": lambda given: Softmax() >> Threshold(1e-4) >> L1(),
+    "softplus above": lambda given: Softmax() >> SoftThreshold(given.leaf(HEADS), "softplus", sharpness=10.0),
     "over count": lambda given: Sigmoid(0.0) >> OverCount(0.5),
     "log count softplus": lambda given: TimesLogCount() >> L1("softplus"),
     "shift power": lambda given: TimesLogCount() >> L1("softplus") >> ShiftPower(3.0) >> L1(),

@@ -20,12 +20,15 @@ from attlas.attend import (
     Max,
     Mean,
     Min,
+    NeighbourMax,
     Sum,
     make_request,
 )
 from attlas.attend.backends import core_of
+from attlas.graph import Graph, coalesce
 from attlas.pattern import (
     BlockTable,
+    GraphEdges,
     NeighbourList,
     Pattern,
     Segments,
@@ -54,7 +57,18 @@ from attlas.pattern import (
     slashes,
     window,
 )
-from attlas.score import Bilinear, Cosine, DistanceBias, Dot, EdgeBias, Given, LowRankBias, RowScale, Score
+from attlas.score import (
+    Bilinear,
+    Cosine,
+    DistanceBias,
+    Dot,
+    EdgeBias,
+    Given,
+    LowRankBias,
+    PLaplacian,
+    RowScale,
+    Score,
+)
 from contracts.grids import GRIDS, IN_COLUMNS, space_at
 from contracts.normalisers import HEADS, NORMALISERS
 
@@ -126,6 +140,7 @@ PATTERNS: dict[str, Pattern | Callable[[int], Pattern] | None] = {
             _drawn(-1, n // 16 + 1, HEADS, n // 16 + 1, 3), _drawn(0, 5, HEADS, n // 16 + 1, 3) > 0, 16
         )
     ),
+    "graph": lambda n: GraphEdges(coalesce(Graph.from_edge_index(_drawn(0, n, 2, 4 * n), num_nodes=n))[0]),
     # Batch rows with pairs of their own.
     "neighbours": lambda n: causal() & (NeighbourList(_drawn(-1, n, BATCH, 1, n, 9)) | sink(1)),
 }
@@ -172,12 +187,19 @@ SCORES: dict[str, Callable[[Inputs], Score]] = {
     ),
     "row scale": lambda given: RowScale(given.leaf(HEADS, given.length)) * Dot(),
     "clamp": lambda given: Dot(1.0).clamp(-1.5, 2.5),
-    # As power law graph attention: a matrix of every row of the batch and query head.
-    "bilinear per row": lambda given: Bilinear(given.leaf(BATCH, HEADS, WIDTH, WIDTH), 0.3),
     "given": lambda given: Given(given.leaf(BATCH, 1, given.length, given.length)),
+    "p-laplacian": lambda given: PLaplacian(
+        Given(given.leaf(BATCH, 1, given.length, given.length)), given.leaf(1, positive=True), WIDTH
+    ),
 }
 
-AGGREGATES: dict[str, Aggregate] = {"sum": Sum(), "mean": Mean(), "max": Max(), "min": Min()}
+AGGREGATES: dict[str, Aggregate] = {
+    "sum": Sum(),
+    "mean": Mean(),
+    "max": Max(),
+    "min": Min(),
+    "neighbour max": NeighbourMax(),
+}
 
 EXTRAS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
     "nothing": lambda given: {},
@@ -246,6 +268,13 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
         "aggregate": ("sum",),
         "extra": ("nothing", "extra"),
     },
+    "edge": {
+        "pattern": ("graph",),
+        "score": ("dot", "dot, own scale"),
+        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
+        "aggregate": ("sum",),
+        "extra": ("nothing", "extra"),
+    },
     "decode": {
         "score": ("dot", "dot, own scale"),
         "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
@@ -255,6 +284,8 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 # Backends that read a view of a cache instead of tensors, and have no gradient.
 READS_VIEWS = ("decode",)
+# Backends that take a graph, and no other pattern.
+READS_GRAPHS = ("edge",)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,24 @@ from torch import Tensor
 from attlas.attend import BACKENDS, attend
 from attlas.pattern import causal, sink, window
 from contracts.grids import GRIDS
-from contracts.table import COLUMNS, LENGTHS, NARROW, READS_VIEWS, Case, cases, given_to, refusal
+from contracts.table import (
+    COLUMNS,
+    LENGTHS,
+    NARROW,
+    READS_GRAPHS,
+    READS_VIEWS,
+    Case,
+    cases,
+    given_to,
+    refusal,
+)
 
 TESTED = [name for name in BACKENDS if name not in ("reference", "flex")]
+OF_PATTERNS = [name for name in TESTED if name not in READS_GRAPHS]
 ALL = [case for name in TESTED for case in cases(name)]
 ON_GRIDS = [
     Case(backend, name, "dot", "softmax", "sum", "nothing", LENGTHS[(row + turn) % len(LENGTHS)], 2, 8)
-    for turn, backend in enumerate(TESTED)
+    for turn, backend in enumerate(OF_PATTERNS)
     for row, name in enumerate(GRIDS)
 ]
 
@@ -95,20 +106,24 @@ def test_pairs_are_covered() -> None:
 
 PRECISE = [
     Case(backend, pattern, "dot", "softmax", "sum", "nothing", length, group, 8)
-    for backend in TESTED
+    for backend in OF_PATTERNS
     for pattern, length, group in (("causal", 257, 2), ("window and sink", 257, 4), ("per head", 100, 1))
+] + [
+    Case(backend, "graph", "dot", "softmax", "sum", "nothing", length, group, 8)
+    for backend in READS_GRAPHS
+    for length, group in ((257, 2), (100, 4))
 ]
 
 
 @pytest.mark.parametrize("case", PRECISE, ids=str)
 def test_single_precision(case: Case) -> None:
     got, found = answers(case, case.backend, torch.float32)
-    wanted, expected = answers(_rounded(case, torch.float32), "reference", torch.float64)
+    wanted, expected = answers(rounded(case, torch.float32), "reference", torch.float64)
     for one, other in zip([got, *found], [wanted, *expected], strict=True):
         close(one, other, TOLERANCE[torch.float32], 1.0, "float32")
 
 
-def _rounded(case: Case, dtype: torch.dtype) -> Any:
+def rounded(case: Case, dtype: torch.dtype) -> Any:
     """The case with leaves that a lower precision can hold, in float64."""
 
     class Rounded:
@@ -168,7 +183,7 @@ def test_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(outputs, (query, key, value), eps=1e-6, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("backend", TESTED)
+@pytest.mark.parametrize("backend", OF_PATTERNS)
 def test_rows_without_edges_are_zero_with_zero_gradient(backend: str) -> None:
     case = Case(backend, "empty rows", "dot", "softmax", "sum", "nothing", 63, 2, 8)
     out, found = answers(case, backend, torch.float32)

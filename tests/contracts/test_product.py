@@ -10,7 +10,7 @@ from attlas.attend import attend
 from attlas.layers.gated import PLACES, GatedAttention, gate_for
 from attlas.pattern import Pattern, Tokens, causal, key, per_head, sink, window
 from contracts.table import BATCH, COLUMNS, HEADS, NORMALISERS, SCORES, WIDTH, Case, Inputs, cases, refusal
-from contracts.test_operators import TOLERANCE, amplification, answers, close
+from contracts.test_operators import TOLERANCE, amplification, answers, close, rounded
 
 ROWS, KEYS = 29, 63  # queries that stand behind 34 earlier keys
 SPACES = {"q_at": Tokens(ROWS, start=KEYS - ROWS), "k_at": Tokens(KEYS)}
@@ -22,22 +22,32 @@ ACROSS: dict[str, Pattern | None] = {
     "per head": HEADWISE,
 }
 # Their tables have no axis of queries, which are fewer here.
-SHORT = ("dot", "cosine", "distance", "key bias", "clamp", "bilinear", "bilinear per row")
+SHORT = ("dot", "cosine", "distance", "key bias", "clamp", "bilinear", "bilinear, per head")
 NEIGHBOURHOODS = ("1-D dilated", "2-D halo", "2-D with text", "3-D neighbourhood")
 UNDIVIDED = ("identity", "sigmoid")
+STREAMED = ("sigmoid", "sigmoid by count", "softplus", "over count", "log count softplus", "shift power")
 
 
-@pytest.mark.parametrize("backend", ["rows", "block"])
 @pytest.mark.parametrize("grid", NEIGHBOURHOODS)
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_every_normaliser_over_neighbourhoods(normaliser: str, grid: str, backend: str) -> None:
-    case = Case(backend, grid, "dot", normaliser, "sum", "nothing", 63, 2, 5)
-    if backend != "rows" and refusal(case, *case.arguments(torch.float64)) is not None:
-        return  # what it refuses is told in test_operators
-    got, found = answers(case, backend, torch.float64)
+def test_every_normaliser_over_neighbourhoods(normaliser: str, grid: str) -> None:
+    case = Case("rows", grid, "dot", normaliser, "sum", "nothing", 63, 2, 5)
+    got, found = answers(case, "rows", torch.float64)
     wanted, expected = answers(case, "reference", torch.float64)
     for one, other in zip((got, *found), (wanted, *expected), strict=True):
         close(one, other, TOLERANCE[torch.float64], amplification(case), str(case))
+
+
+@pytest.mark.parametrize("pattern", [*NEIGHBOURHOODS, "per head", "segments", "empty rows"])
+@pytest.mark.parametrize("normaliser", STREAMED)
+def test_streaming_forms_on_the_strip_kernel(normaliser: str, pattern: str) -> None:
+    """In float32, which is what they compute in, with grouped heads."""
+    case = Case("block", pattern, "cosine", normaliser, "sum", "nothing", 100, 2, 5)
+    assert refusal(case, *case.arguments(torch.float32)) is None
+    got, found = answers(case, "block", torch.float32)
+    wanted, expected = answers(rounded(case, torch.float32), "reference", torch.float64)
+    for one, other in zip((got, *found), (wanted, *expected), strict=True):
+        close(one, other, TOLERANCE[torch.float32], amplification(case), str(case))
 
 
 def across(score: str, normaliser: str, pattern: Pattern | None, backend: str) -> tuple[list[Tensor], float]:

@@ -9,10 +9,8 @@ import pytest
 import scipy.sparse
 import torch
 
-import attlas as at
 from attlas._common.errors import UsageError
 from attlas.graph import (
-    Graph,
     from_networkx,
     from_pyg,
     from_scipy,
@@ -142,28 +140,3 @@ def test_wrong_lines_are_named(tmp_path: Path, text: str, named: dict, words: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         read_edges(tmp_path / "none.csv")
-
-
-@pytest.mark.parametrize("backend", ["auto", "rows", "block", "reference"])
-def test_attention_over_a_graph_is_that_of_its_edges(backend: str) -> None:
-    graph = drawn(40, 160, 3)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 40, 16, dtype=torch.float64) for _ in range(3))
-    mask = torch.zeros(40, 40, dtype=torch.bool)
-    mask[graph.receiver, graph.sender] = True
-    logits = (q @ k.mT / 4).masked_fill(~mask, -float("inf"))
-    wanted = logits.softmax(-1).nan_to_num() @ v
-    out = at.attend(q, k, v, pattern=graph, backend=backend)
-    assert torch.allclose(out, wanted, rtol=1e-9, atol=1e-9)
-
-
-def test_attention_from_senders_to_receivers() -> None:
-    graph = Graph.from_edge_index([[0, 6, 3, 3], [1, 1, 0, 0]], num_nodes=7, num_receivers=3)
-    torch.manual_seed(0)
-    q = torch.randn(1, 1, 3, 8)
-    k, v = torch.randn(1, 1, 7, 8), torch.randn(1, 1, 7, 8)
-    out = at.attend(q, k, v, pattern=graph)
-    assert torch.allclose(out[0, 0, 0], v[0, 0, 3])  # equal edges are one pair
-    assert not out[0, 0, 2].any()
-    with pytest.raises(ValueError, match=r"holds positions 0..2, but queries stand at 0..3"):
-        at.attend(torch.randn(1, 1, 4, 8), k, v, pattern=graph)

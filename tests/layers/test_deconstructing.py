@@ -129,6 +129,16 @@ def test_the_mlp_mixes_no_tokens_and_has_attention_s_parameters():
         GatedMLP(8, inner=0)
 
 
+@pytest.mark.parametrize("kind", [Approximate, NonApproximate])
+def test_token_by_token_is_all_at_once(kind):
+    layer, x = made(kind), drawn()
+    state, rows = layer.start(2), []
+    for piece in x.split(1, 1):
+        out, state = layer.advance(piece, state)
+        rows.append(out)
+    torch.testing.assert_close(torch.cat(rows, 1), layer(x), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["approximate", "non_approximate"])
 def test_nan_in_padding_reaches_neither_outputs_nor_weights(name):
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from attlas.attend import block, decode, flex, reference, rows, sdpa
+from attlas.attend import block, decode, edge, flex, reference, rows, sdpa
 from attlas.attend.cost import Cost
 from attlas.attend.normaliser import Softmax
 from attlas.attend.request import Request
@@ -49,7 +49,7 @@ class Backend(Protocol):
     def run(self, request: Request) -> Part: ...
 
 
-_MODULES = (reference, sdpa, flex, rows, block, decode)
+_MODULES = (reference, sdpa, flex, rows, block, decode, edge)
 BACKENDS: dict[str, Backend] = {module.NAME: module for module in _MODULES}
 """All backends by name; `auto` never takes `reference` (the oracle), and `flex` (it compiles for seconds) on
 accelerators only, where it is taken if it can run."""
@@ -130,7 +130,7 @@ def settled(request: Request, choice: Choice) -> Choice:
     """
     module = choice.backend
     core = core_of(request, module)
-    reason = module.supports(core)
+    reason = _refusal(module, core)
     if reason is not None:
         raise ValueError(
             f"attend: the plan's backend {choice.name!r} cannot run this call: {reason}; "
@@ -153,7 +153,7 @@ def _allowed(request: Request, choice: Choice) -> Choice:
 def _named(request: Request, name: str) -> Choice:
     module = BACKENDS[name]
     core = core_of(request, module)
-    reason = module.supports(core)
+    reason = _refusal(module, core)
     if reason is not None:
         raise ValueError(
             f"attend: backend {name!r} cannot run this request: {reason}; use backend='auto' or 'rows'"
@@ -169,7 +169,7 @@ def _automatic(request: Request) -> Choice:
             continue
         core = core_of(request, module)
         # The generic backend runs everything in linear memory: nobody else needs to run by a slow path.
-        reason = module.supports(core) or _inner(module, core)
+        reason = _refusal(module, core) or _inner(module, core)
         if reason is None:
             costs[name] = module.estimate(core)
         else:
@@ -182,6 +182,9 @@ def _automatic(request: Request) -> Choice:
         return Choice(flex.NAME, costs[flex.NAME], "the compiled kernel of accelerators", refused, costs)
     if not costs:
         reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+        equal = edge.equal_edges(request)
+        if equal is not None:
+            raise ValueError(f"attend: {equal}; no backend can run this request ({reasons})")
         fallback = f"the generic row-block backend runs it ({reasons})"
         generic = BACKENDS[GENERIC]
         estimate = generic.estimate(core_of(request, generic))
@@ -190,6 +193,11 @@ def _automatic(request: Request) -> Choice:
     name = min(costs, key=lambda one: (costs[one].seconds, order.index(one)))
     why = "the lowest estimated time" if len(costs) > 1 else "the only one that can"
     return Choice(name, costs[name], why, refused, costs)
+
+
+def _refusal(module: Backend, core: Request) -> str | None:
+    """Why the backend cannot answer, or would answer for a set of pairs where edges are counted."""
+    return module.supports(core) or (None if module is edge else edge.equal_edges(core))
 
 
 def _inner(module: Backend, core: Request) -> str | None:

@@ -28,11 +28,13 @@ from attlas.attend.streaming import beyond_form, form_of, streamed
 from attlas.attend.strip_kernel import refusal, strip_attention, tiles_of_bfloat16
 from attlas.attend.strips import Strips, forget_strips, joined, strips_of
 from attlas.attend.team import missing
-from attlas.pattern import Pattern, Tokens, clear_layouts, dense
+from attlas.pattern import GraphEdges, Pattern, Tokens, clear_layouts, dense
 
 __all__ = ["NAME", "detail", "estimate", "forget_layouts", "inner_fallback", "programs_of", "run", "supports"]
 
 NAME = "block"
+FILLED = 0.05
+"""Edges of a graph over pairs of nodes from which tiles can be the faster way."""
 SWEEP = 1.3
 """Time of a sweep by another normaliser against one of softmax (measured 1.0 to 1.5)."""
 
@@ -45,11 +47,19 @@ def supports(request: Request) -> str | None:
         return f"the score {request.score.name} is no dot product in {request.dtype}"
     if request.k_at is None or not (request.q_at.plain and request.k_at.plain):
         return "its tokens stand at contiguous positions and are all valid"
+    if isinstance(request.pattern, GraphEdges) and _sparse(request.pattern):
+        return "the edges of the graph are too few and too scattered for tiles of pairs"
     if request.pattern is not None and request.pattern.batch is not None and _without_strips(request):
         return "its tiles are the same for every batch row, and the pattern has pairs of its own for each"
     if request.plain_softmax or form_of(request.normaliser) is None:
         return beyond_softmax(request)
     return beyond_form(request) or beyond_sum(request) or _no_strips(request)
+
+
+def _sparse(pattern: GraphEdges) -> bool:
+    """Whether a graph has fewer edges than tiles need to fill."""
+    graph = pattern.graph
+    return graph.edges < FILLED * graph.receivers * graph.senders
 
 
 def inner_fallback(request: Request) -> str | None:

@@ -202,6 +202,12 @@ class Graph:
         """(S,) int64: edges that start at each sender."""
         return torch.bincount(self.sender, minlength=self.senders)
 
+    @cached_property
+    def has_equal_edges(self) -> bool:
+        """Whether some edges have the same ends, whatever their types; found once, in O(E log E)."""
+        codes = self.receiver * max(1, self.senders) + self.sender
+        return int(torch.unique(codes).numel()) < self.edges
+
     # Copies.
 
     def replace(self, **changed: Any) -> "Graph":

@@ -1,5 +1,6 @@
-"""What a mixer does, looked at from outside: as a dynamical system, and by its attention maps."""
+"""What a mixer does, looked at from outside: as a dynamical system; whether its weights tell what matters."""
 
+from attlas.inspect.attention_importance import attention_agreement, weights_and_importance
 from attlas.inspect.consequences import Check, consequences
 from attlas.inspect.deconstructing import MapStatistics, between, map_statistics
 from attlas.inspect.dsf import describe_mixer, inspect_dsf
@@ -15,6 +16,7 @@ __all__ = [
     "Realised",
     "Sinks",
     "StateSize",
+    "attention_agreement",
     "between",
     "consequences",
     "describe_mixer",
@@ -26,4 +28,5 @@ __all__ = [
     "realises",
     "sink_strength",
     "state_size",
+    "weights_and_importance",
 ]

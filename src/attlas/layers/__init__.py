@@ -2,6 +2,7 @@
 
 from attlas.layers.aaren import Aaren
 from attlas.layers.abc_attention import ABCAttention
+from attlas.layers.additive import AdditiveScore
 from attlas.layers.agent import AgentAttention
 from attlas.layers.agent_sd import AgentSD
 from attlas.layers.attention import SelfAttention
@@ -33,6 +34,7 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
@@ -71,6 +73,7 @@ from attlas.layers.performer import PerformerAttention
 from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
+from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
@@ -86,6 +89,7 @@ __all__ = [
     "FORMS",
     "GAAM",
     "GPSA",
+    "LAMA",
     "MIXERS",
     "PLGA",
     "QLSTM",
@@ -93,6 +97,8 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditivePooling",
+    "AdditiveScore",
     "AgentAttention",
     "AgentSD",
     "Approximate",
@@ -135,6 +141,7 @@ __all__ = [
     "MBConv",
     "Mamba",
     "MaxViTBlock",
+    "MeanPooling",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
@@ -159,6 +166,7 @@ __all__ = [
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
+    "SelfAttentionPooling",
     "Setting",
     "SharedMap",
     "ShiftedWindowAttention",
@@ -193,11 +201,13 @@ __all__ = [
     "halo_attention",
     "importance",
     "kv_cache_only",
+    "lama_logits",
     "lamamba_block",
     "lambda_schedule",
     "layout_graph",
     "lightning1",
     "linear_by_layer",
+    "masked_mean",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
@@ -211,6 +221,8 @@ __all__ = [
     "rotary_pairs",
     "sliding_window",
     "split_gate",
+    "star",
     "strong_edges",
     "triangular",
+    "word_importance",
 ]

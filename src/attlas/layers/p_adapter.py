@@ -121,12 +121,12 @@ def p_laplacian_official(
 ) -> Float[Tensor, "B H N W"]:
     """The step as the released code computes it, with the differences of all pairs in memory.
 
-    g is ||sqrt(A + 1e-8) (F_i - F_j) + 1e-8||. On a graph with self-loops they get g ~ 1e-8 sqrt(W), for
+    g is ||sqrt(A + 1e-8) (F_j - F_i) + 1e-8||. On a graph with self-loops they get g ~ 1e-8 sqrt(W), for
     p < 2 a weight so large that the step gives F_i. augmented: β is read off the diagonal of a block beside
     the diagonal, so that its term is 0. p is not limited.
     """
     p, mu = (torch.as_tensor(one, dtype=senders.dtype, device=senders.device) for one in (p, mu))
-    apart = (attention + 1e-8).sqrt().unsqueeze(-1) * (receivers.unsqueeze(3) - senders.unsqueeze(2))
+    apart = (attention + 1e-8).sqrt().unsqueeze(-1) * (senders.unsqueeze(2) - receivers.unsqueeze(3))
     weights = attention * torch.linalg.vector_norm(apart + 1e-8, dim=-1) ** (p - 2)
     alpha = 1 / (weights.sum(-1, keepdim=True) + 2 * mu / p)
     found = (alpha * weights) @ senders

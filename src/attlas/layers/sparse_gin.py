@@ -89,14 +89,12 @@ def strong_edges(
         # Receivers come first: `row <= column` is the released source <= target.
         found = found[(row <= column) if official else (row != column)]
     queries, keys = query.shape[2], key.shape[2]
+    # Found block of rows by block of rows: now by batch row, query and key.
+    found = found[((found[:, 0] * queries + found[:, 1]) * keys + found[:, 2]).argsort()]
     b, row, column = found.unbind(1)
-    receiver, sender = b * queries + row, b * keys + column
-    order = (receiver * (query.shape[0] * keys) + sender).argsort()
-    counts = torch.bincount(receiver, minlength=query.shape[0] * queries)
-    weight = _weights_of(query, key, found, q_at, k_at, options)
-    return SparseEdges(
-        functional.pad(counts.cumsum(0), (1, 0)), sender[order], _squashed(weight, kappa, theta)[order]
-    )
+    counts = torch.bincount(b * queries + row, minlength=query.shape[0] * queries)
+    weight = _squashed(_weights_of(query, key, found, q_at, k_at, options), kappa, theta)
+    return SparseEdges(functional.pad(counts.cumsum(0), (1, 0)), b * keys + column, weight)
 
 
 def _positions(
@@ -118,12 +116,16 @@ def _weights_of(
     k_at: Tokens | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """Σ_r A_r at the found pairs, with gradient; each batch row has pairs of its own."""
-    parts = []
+    """Σ_r A_r at the found pairs, sorted by batch row, with gradient; each row has pairs of its own."""
+    parts = [query.new_zeros(0)]
     for b in range(query.shape[0]):
         _, row, column = found[found[:, 0] == b].unbind(1)
-        own = {"q_at": _row_of(q_at, b), "k_at": _row_of(k_at, b)}
-        one = weights(query[b : b + 1], key[b : b + 1], edges=(row, column), **own, **options)
+        if not row.numel():
+            continue
+        one = weights(
+            query[b : b + 1], key[b : b + 1], edges=(row, column), q_at=_row_of(q_at, b),
+            k_at=_row_of(k_at, b), **options,
+        )  # fmt: skip
         parts.append(one[0].sum(0))
     return torch.cat(parts)
 
@@ -132,11 +134,11 @@ def _row_of(space: Tokens | None, b: int) -> Tokens | None:
     """The token space of one batch row."""
     if space is None:
         return None
-    held = {
-        name: tensor[b] if tensor is not None and tensor.dim() == 2 else tensor
-        for name, tensor in (("index", space.index), ("valid", space.valid))
-    }
-    return Tokens(space.length, space.start, total=space.total, **held)
+    index, valid = (
+        tensor[b] if tensor is not None and tensor.dim() == 2 else tensor
+        for tensor in (space.index, space.valid)
+    )
+    return Tokens(space.length, space.start, index=index, valid=valid, total=space.total)
 
 
 def lambda_schedule(layers: int, first: float = 0.0, last: float = 0.5) -> tuple[float, ...]:
@@ -191,23 +193,33 @@ class SparseGIN(nn.Module):
 
         Returns x and the z of all tokens. ValueError: edges made for other numbers of tokens.
         """
+        change, every = self.change(x, edges, past)
+        return x + change, every
+
+    def change(
+        self, x: Float[Tensor, "B N C"], edges: SparseEdges, past: Float[Tensor, "B M W"] | None
+    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B L W"]]:
+        """What `advance` adds to x, and the z of all tokens."""
         mine = self.enter(x)
         every = mine if past is None else torch.cat([past.to(mine.dtype), mine], 1)
-        if edges.row_ptr.numel() != x.shape[0] * x.shape[1] + 1:
-            raise ValueError(
-                f"SparseGIN: edges have {edges.row_ptr.numel() - 1} receivers, x has {x.shape[0]} rows of "
-                f"{x.shape[1]} tokens: make them by strong_edges for the same tokens"
-            )
-        if edges.col.numel() and int(edges.col.max()) >= every.shape[0] * every.shape[1]:
-            raise ValueError(
-                f"SparseGIN: an edge comes from sender {int(edges.col.max())}, but there are "
-                f"{every.shape[0]} rows of {every.shape[1]} tokens: give the past of all earlier tokens"
-            )
-        weight = (
-            edges.weight.to(mine.dtype) if self.weighted else torch.ones_like(edges.weight, dtype=mine.dtype)
-        )
+        _check(edges, x, every)
+        weight = edges.weight.to(mine.dtype)
+        weight = weight if self.weighted else torch.ones_like(weight)
         near = sum_over_edges(weight, every.flatten(0, 1), edges.row_ptr, edges.col).view_as(mine)
         summed = self.eps * mine + near
         found = self.second(functional.relu(self.first(summed))) + summed
         found = mine + functional.dropout(functional.relu(found), self.dropout, self.training)
-        return x + self.amount * self.leave(found), every
+        return self.amount * self.leave(found), every
+
+
+def _check(edges: SparseEdges, x: Tensor, every: Tensor) -> None:
+    if edges.row_ptr.numel() != x.shape[0] * x.shape[1] + 1:
+        raise ValueError(
+            f"SparseGIN: edges have {edges.row_ptr.numel() - 1} receivers, x has {x.shape[0]} rows of "
+            f"{x.shape[1]} tokens: make them by strong_edges for the same tokens"
+        )
+    if edges.col.numel() and int(edges.col.max()) >= every.shape[0] * every.shape[1]:
+        raise ValueError(
+            f"SparseGIN: an edge comes from sender {int(edges.col.max())}, but there are {every.shape[0]} "
+            f"rows of {every.shape[1]} tokens: give the past of all earlier tokens"
+        )

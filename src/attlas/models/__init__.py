@@ -1,5 +1,6 @@
 """Whole models, assembled from layers."""
 
+from attlas.models.attention_classifier import AttentionClassifier, Sentences
 from attlas.models.autoformer import Autoformer, SeriesEmbedding
 from attlas.models.based import BASEDS, Based, BasedConfig
 from attlas.models.clear import JointDenoiser
@@ -11,6 +12,7 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.minimal import (
@@ -36,6 +38,7 @@ __all__ = [
     "PLDRLLM",
     "PLDRS",
     "TRANSNORMERS",
+    "AttentionClassifier",
     "Autoformer",
     "Based",
     "BasedConfig",
@@ -63,7 +66,9 @@ __all__ = [
     "PLDRConfig",
     "Placed",
     "RecallNet",
+    "RecurrentClassifier",
     "ReweavingNet",
+    "Sentences",
     "SeriesEmbedding",
     "SeriesTransformer",
     "SmallLM",

@@ -5,6 +5,7 @@ Source: Bermeitinger et al. 2024, arXiv 2410.13732. Legend: B batch, N tokens, C
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from attlas.layers import (
 from attlas.models.vit import Patches
 
 __all__ = ["MINIMALS", "MinimalLayer", "MinimalViT", "Parts", "layer_parameters", "overdetermination"]
+
+Part = TypeVar("Part", Similarity, Carried)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Parts:
         return MinimalLayer(attention, ratio=self.ratio)
 
 
-def _one(kind: Callable[[int], nn.Module]) -> Callable[[int, int], nn.Module]:
-    def make(width: int, heads: int) -> nn.Module:
+def _one(kind: Callable[[int], Part]) -> Callable[[int, int], Part]:
+    def make(width: int, heads: int) -> Part:
         if heads != 1:
             raise ValueError(
                 f"{kind.__name__} has one head, got heads={heads}; its matrix has no parts for more"

@@ -1,15 +1,24 @@
 """Training: the thin use of a training library, and objectives."""
 
+from attlas.train.attention_at import AT, IAT, AttentionTraining, RandomDirection, adversarial_loss
 from attlas.train.diffusion import Diffusion, NoisyBatch
+from attlas.train.distil import distil, distil_loss
 from attlas.train.fit import SMALL_RECIPE, Diverged, Recipe, fit
 from attlas.train.objectives import label_loss, next_token_loss, recall_loss
 
 __all__ = [
+    "AT",
+    "IAT",
     "SMALL_RECIPE",
+    "AttentionTraining",
     "Diffusion",
     "Diverged",
     "NoisyBatch",
+    "RandomDirection",
     "Recipe",
+    "adversarial_loss",
+    "distil",
+    "distil_loss",
     "fit",
     "label_loss",
     "next_token_loss",

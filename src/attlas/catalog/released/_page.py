@@ -11,10 +11,10 @@ __all__ = ["HEAD", "released_page"]
 HEAD = """# What the released code really computes
 
 For some systems the published code and the published formula are two different things. Attlas builds the
-formula by default and keeps the released behaviour behind a switch, so that both can be used, compared and
-cited. This page says where they differ, which file shows it, and by how much: every figure is computed by
-`{command}` with {seeds} seeds, on small inputs, and says nothing about results that were obtained with either
-form.
+formula, by default unless the entry says otherwise, and keeps the released behaviour behind a switch, so that
+both can be used, compared and cited. This page says where they differ, which file shows it, and by how much.
+Every figure is computed by `{command}` with {seeds} seeds on small inputs; it says nothing about results that
+were obtained with either form.
 
 Repositories change. Each entry names the file, and where it is known the commit, that was read, and whether
 that file was run beside the form that is here.

@@ -63,5 +63,9 @@ RELEASED = (
             "flash path; with random queries and keys the first half group puts {weight on later tokens, "
             "eager:.3f±} of its weight on the last one, against {weight on later tokens, flash:.0f}."
         ),
+        compared=(
+            "`forward_noflashattn` itself was run (rotary positions left out) on 4 shapes, grouped keys "
+            "included, and compared with `attend` under the pattern: equal to 1e-6."
+        ),
     ),
 )

@@ -1,0 +1,31 @@
+"""What the released graph attentions and p-adapters compute, as figures."""
+
+import pytest
+
+from attlas.catalog.released import _measure, _registry
+
+
+@pytest.mark.parametrize("name", ["gin_attention", "p_adapter"])
+def test_figures_fill_the_sentences(name):
+    entries = _registry.released_of(name)
+    assert len(entries) == 2
+    for entry in entries:
+        measured = _measure.measure_entry(entry, seeds=1)["measured"]
+        assert measured and "{" not in measured
+
+
+def test_a_maximum_of_the_tokens_own_and_edges_to_itself():
+    first, second = (entry.figures(0) for entry in _registry.released_of("gin_attention"))
+    assert first["share of own values, softmax"] == first["share of own values, relu"] == 1.0
+    assert first["share of infinite rows, softmax"] == 0.0 < first["share of infinite rows, relu"]
+    assert first["share of channels that differ, softmax"] > 0.5
+    assert second["edges between tokens, release"] == second["change of the last token, release"] == 0
+    assert second["edges between tokens, paper"] > 100 and second["change of the last token, paper"] > 0
+
+
+def test_a_step_without_its_own_term_and_one_that_stands_still():
+    first, second = (entry.figures(0) for entry in _registry.released_of("p_adapter"))
+    assert first["mass, large mu"] < first["mass, small mu"] < 1
+    assert first["difference, large mu"] > first["difference, small mu"] > 0.01
+    assert second["moved, release, p 125"] < 0.05 < second["moved, here, p 125"]
+    assert second["moved, release, p 200"] == pytest.approx(second["moved, here, p 200"], rel=1e-6)
