@@ -181,6 +181,17 @@ def test_biases_of_rows_are_no_shift_that_could_be_left_out() -> None:
                 )
 
 
+def test_one_query_for_all_batch_rows_and_a_bias_for_each() -> None:
+    n = 70
+    query, keys, values = (tensor.detach() for tensor in tensors(n, n))
+    score = Dot() + EdgeBias(torch.linspace(-1, 1, 2 * n).view(2, 1, n, 1))
+    found = [
+        attend(query[:1], keys, values, pattern=causal(), score=score, normaliser=Sigmoid(-2.0), backend=one)
+        for one in ("block", "reference")
+    ]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_extreme_logits() -> None:
     query = torch.tensor([200.0, -200.0, 0.0]).view(1, 1, 3, 1).repeat(1, 1, 1, 16) / 4
     keys = torch.ones(1, 1, 3, 16) * torch.tensor([1.0, 2.0, -1.0]).view(3, 1)

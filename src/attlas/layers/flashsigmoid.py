@@ -33,9 +33,10 @@ class HeadNorm(nn.RMSNorm):
 class FlashSigmoid(SelfAttention):
     """Self-attention by sigmoid(q . k / sqrt(D) - log trained_length), queries and keys normalised per head.
 
-    The bias is that of training at every later length, and in decoding. norm: `HeadNorm` unless given (QK-norm,
-    on in the paper's language models). All else as in `SelfAttention`. The paper's other stabilisers compose:
-    ALiBi as score=Dot() + DistanceBias(slopes) with base=None; LayerScale belongs to the residual branch.
+    The bias is that of training at every later length, and in decoding. norm: `HeadNorm` unless given
+    (QK-norm, on in the paper's language models). All else as in `SelfAttention`. The paper's other
+    stabilisers compose: ALiBi as score=Dot() + DistanceBias(slopes) with base=None; LayerScale belongs to the
+    residual branch.
     """
 
     def __init__(self, width: int, heads: int, *, trained_length: int, **named: Any) -> None:
