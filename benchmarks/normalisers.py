@@ -48,7 +48,8 @@ def arms(tokens: int) -> dict[str, dict[str, Any]]:
 def rows(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     """One row per normaliser, pattern, length and pass; float32, and bfloat16 forward."""
     for tokens in (256,) if quick else (2048, 4096, 8192):
-        patterns = {"causal": at.causal(), "window(256)": at.causal() & at.window(64 if quick else 256)}
+        size = 64 if quick else 256
+        patterns = {"causal": at.causal(), f"window({size})": at.causal() & at.window(size)}
         for name, pattern in patterns.items():
             for dtype, backward in (
                 (torch.float32, False),
@@ -82,7 +83,7 @@ def _together(
     )
     for arm, named in options.items():
         request = make_request(*inputs, pattern=pattern, **named)
-        choice = choose(request)
+        choice = choose(request, _backend(named))
         yield {
             "normaliser": arm,
             "pattern": name,
@@ -105,9 +106,12 @@ def _inputs(tokens: int, dtype: torch.dtype, grad: bool) -> list[Tensor]:
 
 
 def _run(inputs: list[Tensor], pattern: at.Pattern, named: dict[str, Any]) -> Callable[[], Tensor]:
+    return lambda: at.attend(*inputs, pattern=pattern, backend=_backend(named), **named)
+
+
+def _backend(named: dict[str, Any]) -> str:
     # Softmax too: the same engine, whatever torch's own kernel would do on a causal pattern.
-    backend = "auto" if isinstance(named.get("normaliser"), at.SenderSoftmax) else "block"
-    return lambda: at.attend(*inputs, pattern=pattern, backend=backend, **named)
+    return "rows" if isinstance(named.get("normaliser"), at.SenderSoftmax) else "block"
 
 
 def _check(name: str, inputs: list[Tensor], pattern: at.Pattern, named: dict[str, Any], out: Tensor) -> None:

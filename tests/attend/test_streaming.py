@@ -1,34 +1,24 @@
 """Normalisers on the strip kernel: values and gradients of formulas written out in float64."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import softplus
 
 from attend.memory import allocations
 from attlas.attend import (
     L1,
     OverCount,
-    ShiftPower,
     Sigmoid,
-    Softmax,
     TimesLogCount,
     attend,
-    counting,
-    explain,
     lssa,
     lssar,
 )
-from attlas.attend.streaming import Form, form_of
-from attlas.attend.strip_forms import weighted_strips
-from attlas.attend.strip_rules import SHIFT_POWER, SIGMOID, SOFTPLUS
-from attlas.attend.strips import joined, strips_of
 from attlas.pattern import (
     NeighbourList,
     Pattern,
@@ -37,7 +27,6 @@ from attlas.pattern import (
     causal,
     distance,
     key,
-    opaque,
     per_kv_head,
     sink,
     window,
@@ -192,6 +181,17 @@ def test_biases_of_rows_are_no_shift_that_could_be_left_out() -> None:
                 )
 
 
+def test_one_query_for_all_batch_rows_and_a_bias_for_each() -> None:
+    n = 70
+    query, keys, values = (tensor.detach() for tensor in tensors(n, n))
+    score = Dot() + EdgeBias(torch.linspace(-1, 1, 2 * n).view(2, 1, n, 1))
+    found = [
+        attend(query[:1], keys, values, pattern=causal(), score=score, normaliser=Sigmoid(-2.0), backend=one)
+        for one in ("block", "reference")
+    ]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_extreme_logits() -> None:
     query = torch.tensor([200.0, -200.0, 0.0]).view(1, 1, 3, 1).repeat(1, 1, 1, 16) / 4
     keys = torch.ones(1, 1, 3, 16) * torch.tensor([1.0, 2.0, -1.0]).view(3, 1)
@@ -240,69 +240,6 @@ def test_memory_grows_with_the_length() -> None:
 
     once, twice = run(1024), run(2048)
     assert twice.largest <= 2.2 * once.largest and once.largest < 1024 * 1024 / 4
-
-
-def test_a_form_says_how_many_sweeps_it_takes() -> None:
-    assert form_of(lssa(8)["normaliser"]) == Form(SOFTPLUS, scaled=True)
-    assert form_of(lssar(8, 3)["normaliser"]) == Form(SHIFT_POWER, passes=2, scaled=True, power=3)
-    assert form_of(Sigmoid()) == Form(SIGMOID, bias=None)
-
-    class Own(Sigmoid):
-        pass
-
-    for other in (
-        Own(-1.0), Softmax(), L1("relu"), TimesLogCount(), TimesLogCount() >> Sigmoid(-1.0),
-        Softmax() >> ShiftPower(3) >> L1(), L1("softplus") >> ShiftPower(3), Sigmoid(0.0) >> L1(),
-    ):  # fmt: skip
-        assert form_of(other) is None
-    given = tensors(64, 64)
-    text = explain(*given, pattern=causal(), **lssar(WIDTH))
-    assert "backend     block" in text and "strips, compiled, in 2 sweeps over the keys" in text
-    with counting() as heard:
-        attend(*given, pattern=causal(), **lssar(WIDTH))
-    assert not len(heard)
-
-
-def test_what_strips_do_not_run_is_refused_and_falls_back() -> None:
-    given = tensors(64, 64)
-    for options, reason in (
-        ({"normaliser": Sigmoid(-1.0), "dropout": 0.1}, "it has no dropout"),
-        ({"normaliser": L1("softplus"), "return_state": True}, "it returns no state of l1\\(softplus\\)"),
-        (
-            {"normaliser": Sigmoid(-1.0), "pattern": opaque(lambda i, j: i >= j, "earlier")},
-            "has no ranges of keys",
-        ),
-        ({"normaliser": L1("relu")}, "its normaliser is softmax, not l1\\(relu\\)"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            attend(*given, backend="block", **options)
-        attend(*given, **options)
-    with pytest.raises(ValueError, match="it takes float32 and bfloat16"):
-        attend(*(tensor.double() for tensor in given), normaliser=Sigmoid(-1.0), backend="block")
-
-
-def test_differentiable_once_and_no_forward_mode() -> None:
-    given = tensors(64, 64)
-    out = attend(*given, pattern=causal(), backend="block", **lssar(WIDTH, 3))
-    (first,) = torch.autograd.grad(out.square().sum(), given[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=re.escape("differentiable once")):
-        first.sum().backward()
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-        dual = forward_ad.make_dual(given[0].detach(), torch.ones_like(given[0]))
-        attend(dual, *given[1:], normaliser=Sigmoid(-1.0), backend="block")
-
-
-@pytest.mark.parametrize("rule", [SIGMOID, SOFTPLUS, SHIFT_POWER])
-def test_the_operator_is_a_good_one(rule: int) -> None:
-    parts = joined([[strips_of(causal(), Tokens(20), Tokens(20))] * 2])
-    made = [torch.randn(1, heads, 20, 16).requires_grad_() for heads in (2, 1, 1)]
-    counts = torch.arange(1.0, 21).expand(1, 2, 20).contiguous()
-    rows = -counts.log() if rule == SIGMOID else counts
-    torch.library.opcheck(
-        torch.ops.attlas.weighted_strips.default, (*made, *parts, rows, 0.3, rule, 2.0),
-        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
-    )  # fmt: skip
-    assert weighted_strips(*made, parts, rows, 0.3, rule, 2.0).shape == (1, 2, 20, 16)
 
 
 def test_cosine_of_bfloat16_is_widened_before_it_is_scaled() -> None:

@@ -45,7 +45,7 @@ from contracts.wrong_mixers import (
 )
 
 # Of every row weights sum to 1: equal tokens give equal outputs.
-NORMALISED = {"abc", "aaren", "softmax", "window", "combiner_fixed", "combiner_logsparse"}
+NORMALISED = {"abc", "aaren", "softmax", "window", "combiner_fixed", "combiner_logsparse", "lssa", "lssar"}
 
 
 DECLARED = [(name, form) for name in sorted(MIXERS) for form in FORMS if form in MIXERS[name].forms]

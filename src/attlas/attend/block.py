@@ -36,7 +36,7 @@ NAME = "block"
 FILLED = 0.05
 """Edges of a graph over pairs of nodes from which tiles can be the faster way."""
 SWEEP = 1.3
-"""Time of a sweep by another normaliser against one of softmax (measured 1.0 to 1.5)."""
+"""Time of a sweep by another normaliser against one of softmax, about (`benchmarks/normalisers.py`)."""
 
 
 def supports(request: Request) -> str | None:

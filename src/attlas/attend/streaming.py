@@ -97,7 +97,7 @@ def streamed(
     if lowered.shift is not None:
         # Softmax would not notice it: one more column, so that its gradient is that of the logits.
         shift = (lowered.shift / lowered.scale).unsqueeze(-1)
-        query = side_by_side(query, shift.to(query.dtype).expand(*query.shape[:3], 1))
+        query = side_by_side(query, shift.to(query.dtype))
         key = side_by_side(key, torch.ones_like(key[..., :1]))
     if form.scaled:
         query = query * rows.log().unsqueeze(-1)
