@@ -83,7 +83,7 @@ def looked_at(net: SmallLM, windows: Tensor) -> Values:
     import torch
 
     from attlas.attend import ColumnMean, reduce
-    from attlas.layers import GatedAttention, SelfAttention, rotary
+    from attlas.layers import Gate, LearnedGate, SelfAttention, rotary
     from attlas.pattern import causal
 
     shares: list[float] = []
@@ -95,8 +95,8 @@ def looked_at(net: SmallLM, windows: Tensor) -> Values:
         query, key = (rotary(mixer.part(name, x), at, base=10000.0) for name in ("query", "key"))
         found = reduce(query, key, None, [ColumnMean()], pattern=causal())["column_mean"]
         shares.append(found[..., 0].mean().item())
-        if isinstance(mixer, GatedAttention):
-            gates.extend(gate.values(x).mean().item() for gate in mixer.gates.values())  # type: ignore[operator]
+        own = (one for one in mixer.modules() if isinstance(one, Gate | LearnedGate))
+        gates.extend(gate.values(x).mean().item() for gate in own)
 
     hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, SelfAttention)]
     try:
