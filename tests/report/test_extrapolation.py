@@ -67,11 +67,11 @@ RESULT = {
 def test_one_table_holds_loss_and_sinks():
     (table,) = extrapolation_tables(RESULT)
     assert table.columns == (
-        *("mixer", "128", "2,048"),
+        *("mixer", "128", "2,048", "rise"),
         *("first token 128", "first token 2,048", "Sink 128", "Sink 2,048"),
     )
     assert table.rows[0] == (
-        *("softmax", "2.000 ±0.010", "2.500 ±0.010"),
+        *("softmax", "2.000 ±0.010", "2.500 ±0.010", "0.500 ±0.010"),
         *("0.250 ±0.010", "0.125 ±0.010", "0.500 ±0.010", "0.000 ±0.010"),
     )
     assert table.rows[1][0] == "Mine" and table.rows[1][-4:] == ("-",) * 4
@@ -146,12 +146,13 @@ def test_a_missing_or_newer_result_is_refused(tmp_path):
         load_extrapolation(tmp_path)
 
 
-def test_no_column_is_lost_in_a_terminal_of_80_columns():
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_column_is_lost_in_a_narrow_terminal(width):
     lengths = [128, 256, 512, 1024, 2048]
     row = SOFTMAX | {"mixer": "sigmoid_bare", "losses": [told(2.0 + 0.01 * at) for at in range(5)]}
     wide = RESULT | {"rows": [row], "settings": RESULT["settings"] | {"lengths": lengths}}
-    console = Console(width=80, record=True, file=io.StringIO())
+    console = Console(width=width, record=True, file=io.StringIO())
     print_extrapolation(wide, console)
     text = console.export_text()
     assert all(f"{2.0 + 0.01 * at:.3f}" in text for at in range(5))
-    assert text.count("±0.010") == 9
+    assert text.count("±0.010") == 10 and text.count("Loss in nats") == 1

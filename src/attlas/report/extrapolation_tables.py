@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from attlas.report.static_tables import StaticTable, print_tables
 
 __all__ = ["NAME", "extrapolation_tables", "load_extrapolation", "print_extrapolation"]
 
+BEHIND = 5  # columns behind the losses
+COLUMN = 13  # letters of a mean beside its deviation, and of the gap
 NAME, SCHEMA, VERSION = "extrapolation", "attlas.extrapolation", 1
 Row = Mapping[str, Any]
 
@@ -25,20 +28,38 @@ def load_extrapolation(folder: str | Path) -> dict[str, Any]:
 
 
 def print_extrapolation(result: Row, console: Console | None = None) -> None:
-    """Print the table."""
-    print_tables(extrapolation_tables(result), console)
+    """Print the table; in parts, losses first, where the terminal is too narrow for it."""
+    console = console or Console()
+    (whole,) = extrapolation_tables(result)
+    room = max(1, (console.width - max((len(row[0]) for row in whole.rows), default=0)) // COLUMN)
+    if len(whole.columns) - 1 <= room:
+        print_tables((whole,), console)
+        return
+    cut = len(whole.columns) - BEHIND
+    starts = [*range(1, cut, room), *range(cut, len(whole.columns), room)]
+    ends = [*(start for start in starts[1:]), len(whole.columns)]
+    for start, end in zip(starts, ends, strict=True):
+        print_tables((_part(whole, start, end, last=end == ends[-1]),), console)
+
+
+def _part(whole: StaticTable, start: int, end: int, *, last: bool) -> StaticTable:
+    """Some columns beside the names; the notes stand under the last part."""
+    rows = tuple((row[0], *row[start:end]) for row in whole.rows)
+    columns = (whole.columns[0], *whole.columns[start:end])
+    return replace(whole, columns=columns, rows=rows, notes=whole.notes if last else ())
 
 
 def extrapolation_tables(result: Row) -> tuple[StaticTable, ...]:
-    """One table: loss at every length, and the first token's share at both ends."""
+    """One table: loss at every length, its rise, and the first token's share at both ends."""
     settings = result["settings"]
     lengths, there = settings["lengths"], [row for row in result["rows"] if "absent" not in row]
     first, last = lengths[0], lengths[-1]
     called = labels([row["mixer"] for row in result["rows"]])
-    # Narrow enough for a terminal of 80 columns; the rise from end to end is in the result.
-    columns = ["mixer", *(f"{length:,}" for length in lengths)]
+    columns = ["mixer", *(f"{length:,}" for length in lengths), "rise"]
     columns += [f"first token {first:,}", f"first token {last:,}", f"Sink {first:,}", f"Sink {last:,}"]
-    cells = [(called[row["mixer"]], *map(_cell, row["losses"]), *_sinks(row)) for row in there]
+    cells = [
+        (called[row["mixer"]], *map(_cell, (*row["losses"], row["rise"])), *_sinks(row)) for row in there
+    ]
     notes = _notes(settings)
     said = [f"{called[row['mixer']]}: {row['says']}" for row in there if row["says"] != row["mixer"]]
     if said:
@@ -59,7 +80,7 @@ def _notes(settings: Row) -> list[str]:
     return [
         f"Loss in nats per byte of the same last {first} bytes of {settings['windows']} held-out windows, "
         f"with contexts of {first:,} to {last:,} bytes: only the text before them grows. "
-        f"{told(settings['seeds']).capitalize()}.",
+        f"{told(settings['seeds']).capitalize()}. Rise: the loss at {last:,} minus that at {first:,}.",
         f"Small models of {settings['layers']} layers, width {settings['width']}, {settings['heads']} heads, "
         f"trained for {settings['steps']} steps of {settings['batch']} windows of {first} bytes of "
         f"{settings['text']}, and never at another length.",
