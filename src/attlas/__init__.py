@@ -55,7 +55,8 @@ _FROM = {
         "reduce edges_above apply_weights na1d na2d na3d tile_cost"
     ),
     "cache": "RaggedCache",
-    "bridges": "applied describe load_model",
+    "bridges": "applied describe gates_for insert load_changes load_model save_changes swap",
+    "train": "distil Recipe",
 }
 _HOME = {name: room for room, names in _FROM.items() for name in names.split()}
 

@@ -207,13 +207,13 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.parametrize("normaliser", [Sigmoid(-2.0), lssar(WIDTH, 15)["normaliser"]])
 def test_what_is_not_seen_is_not_read_and_nan_is_not_hidden(normaliser: Any) -> None:
-    given = [tensor.detach() for tensor in tensors(100, 100)]
-    plain = attend(*given, pattern=causal() & window(9), normaliser=normaliser, backend="block")
+    given = [tensor.detach() for tensor in tensors(130, 130)]
+    plain = attend(*given, pattern=causal() & window(20), normaliser=normaliser, backend="block")
     for tensor in given[1:]:
-        tensor[:, :, 50] = torch.nan
-    out = attend(*given, pattern=causal() & window(9), normaliser=normaliser, backend="block")
-    assert out[:, :, 50:59].isnan().all()
-    assert torch.equal(out[:, :, :50], plain[:, :, :50]) and torch.equal(out[:, :, 59:], plain[:, :, 59:])
+        tensor[:, :, 40] = torch.nan
+    out = attend(*given, pattern=causal() & window(20), normaliser=normaliser, backend="block")
+    assert out[:, :, 40:60].isnan().all()
+    assert torch.equal(out[:, :, :40], plain[:, :, :40]) and torch.equal(out[:, :, 60:], plain[:, :, 60:])
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -268,7 +268,10 @@ def test_what_strips_do_not_run_is_refused_and_falls_back() -> None:
     for options, reason in (
         ({"normaliser": Sigmoid(-1.0), "dropout": 0.1}, "it has no dropout"),
         ({"normaliser": L1("softplus"), "return_state": True}, "it returns no state of l1\\(softplus\\)"),
-        ({"normaliser": Sigmoid(-1.0), "pattern": opaque(lambda i, j: i >= j)}, "has no ranges of keys"),
+        (
+            {"normaliser": Sigmoid(-1.0), "pattern": opaque(lambda i, j: i >= j, "earlier")},
+            "has no ranges of keys",
+        ),
         ({"normaliser": L1("relu")}, "its normaliser is softmax, not l1\\(relu\\)"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -122,7 +122,7 @@ def test_bench_extrapolation_prints_and_writes(attlas_says, tmp_path, monkeypatc
     asked = ["bench", "extrapolation", "--mixer", "softmax", "--seeds", "1", "--steps", "1"]
     asked += ["--lengths", "8,16", "--windows", "2", "--out", tmp_path]
     code, text, _ = attlas_says(*asked)
-    assert code == 0 and "Trained at 8 bytes, tested up to 16" in text and "softmax" in text
+    assert code == 0 and "Trained at 8 bytes, tested up to 16 (2x)" in text and "softmax" in text
     assert (tmp_path / "extrapolation" / "loss.png").exists()
     code, text, _ = attlas_says(*asked, "--json")
     result = json.loads(text)

@@ -31,6 +31,8 @@ from contracts.wrong_mixers import (
     NoGradient,
     NoGradientOfChunks,
     NoNumber,
+    OfFixedGrid,
+    OfFixedLength,
     OneStateForAll,
     OnlyLater,
     Random,
@@ -100,6 +102,19 @@ def test_what_is_right_has_no_findings():
     assert not found_in(SeesFour, local=True) and not found_in(Largest, differentiable="almost")
 
 
+def test_a_fixed_number_of_tokens_is_kept_to():
+    assert not found_in(OfFixedLength, "NS", tokens="length")
+    (finding,) = [one for one in found_in(OfFixedLength, "NS") if one.check == "shape"]
+    assert str(finding) == "NS shape: ValueError: made for 37 tokens, got 1"
+    entry = MixerEntry("grid", OfFixedGrid, frozenset({"NS"}), tokens="grid", why_not="made for a test")
+    assert not check_mixer(entry) and not check_mixer(entry, grid=(3, 4))
+    with pytest.raises(ValueError, match="mixer x: with a fixed number of tokens it has the form NS alone"):
+        MixerEntry("x", Right, frozenset({"NS", "CS"}), tokens="length")
+    for tokens, text in (("length", "setting needs a length"), ("grid", "setting needs a grid")):
+        with pytest.raises(ValueError, match=text):
+            getattr(Setting(8, 2), f"fixed_{tokens}")
+
+
 def test_training_mode_is_left_out_where_chance_or_the_entry_says_so():
     assert not found_in(DropsInTraining, checks=("future", "batch"))
     assert found_in(LeaksInTraining, checks=("batch",)) and not found_in(
@@ -128,6 +143,14 @@ def test_training_mode_is_left_out_where_chance_or_the_entry_says_so():
         (SeesFour, {}, "reach", "the last output does not depend on the first token"),
         (Right, {"form": "NS"}, "reach", "the first output does not depend on the last token"),
         (OnlyLater, {"form": "NS"}, "reach", "the last output does not depend on the first token"),
+        (
+            MixesNothing,
+            {"form": "NS", "local": True},
+            "reach",
+            "the first output does not depend on any other",
+        ),
+        (Right, {"form": "NS", "local": True}, "reach", "the first output does not depend on any other"),
+        (Right, {"form": "NS", "tokens": "length"}, "shape", "36 tokens are taken, by a mixer of exactly 37"),
         (IgnoresTheContext, {"form": "NC"}, "reach", "no output depends on the first token of the context"),
         (SeesHalfTheContext, {"form": "CC"}, "reach", "no output depends on the last token of the context"),
         (IgnoresTheQuery, {"form": "NC"}, "reach", "the last output does not depend on its query"),

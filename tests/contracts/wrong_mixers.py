@@ -230,3 +230,32 @@ class OfTheUserAlone(OfTheUser):
 
     def advance(self, x, state):
         return self.map(x), State({"sum": state["sum"]}, state.position + x.shape[1])
+
+
+class OfFixedLength(nn.Module):
+    """Right if its entry says that it has a fixed length."""
+
+    def __init__(self, setting):
+        super().__init__()
+        self.mix = nn.Linear(setting.length, setting.length)
+
+    def forward(self, x):
+        if x.shape[1] != self.mix.in_features:
+            raise ValueError(f"made for {self.mix.in_features} tokens, got {x.shape[1]}")
+        return self.mix(x.mT).mT
+
+
+class OfFixedGrid(nn.Module):
+    """Means over the rows and over the columns."""
+
+    def __init__(self, setting):
+        super().__init__()
+        self.grid = setting.fixed_grid
+
+    def forward(self, x):
+        if x.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(f"not a grid of {self.grid}")
+        x = x.unflatten(1, self.grid)
+        return (x.mean(1, keepdim=True) + x.mean(2, keepdim=True) + x.mean((1, 2), keepdim=True)).flatten(
+            1, 2
+        )

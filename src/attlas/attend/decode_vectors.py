@@ -31,7 +31,7 @@ from attlas.attend.decode_ir import (
     variables,
 )
 
-__all__ = ["carry", "logits", "narrow", "pointer", "ticket", "widen"]
+__all__ = ["carry", "logits", "narrow", "pointer", "sums_of_four", "ticket", "widen"]
 
 KEYS = 4  # keys of one step of `logits`: its sums are reduced together
 
@@ -131,14 +131,14 @@ def logits(typingctx, query, vectors, key, stride, offsets, count, found, tile, 
                             one = sums[r * KEYS + k]
                             builder.store(multiply_add(builder, own, parts[k][p], builder.load(one)), one)
             for r in range(rows):
-                four = _sums_of_four(builder, [builder.load(sums[r * KEYS + k]) for k in range(KEYS)])
+                four = sums_of_four(builder, [builder.load(sums[r * KEYS + k]) for k in range(KEYS)])
                 store(builder, four, plus(builder, plus(builder, found, r * BLOCK, 4), j, 4))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7, tile, element), code
 
 
-def _sums_of_four(builder: Any, four: list[Any]) -> Any:
+def sums_of_four(builder: Any, four: list[Any]) -> Any:
     """The sums over the lanes of four vectors, as one vector of four numbers."""
 
     def mixed(a: Any, b: Any, places: list[int]) -> Any:

@@ -22,6 +22,8 @@ PIECES = 64
 """Pieces of work, at most about so many: enough for the threads to end together."""
 ALONE = 4096
 """Edges and nodes below which a second thread is not worth its call."""
+LANES = 8
+"""Rows of a whole number of so many float32 go through vectors."""
 _KIND = {torch.float32: False, torch.float64: True}
 
 
@@ -134,7 +136,7 @@ _edges_backward.register_autograd(_once, setup_context=_keep_nothing)
 
 def _call(what: str, pointer: Tensor, other: Tensor, scale: float, **tensors: Tensor) -> None:
     """Run one of the loops over the nodes of `pointer` in all of torch's threads."""
-    from attlas.attend.edge_loops import CALL, compiled
+    from attlas.attend.edge_loops import CALL
 
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     starts = _starts(pointer)
@@ -154,7 +156,18 @@ def _call(what: str, pointer: Tensor, other: Tensor, scale: float, **tensors: Te
         call[name] = number
     work = (other.numel() + pointer.numel()) * query.shape[0]
     threads = 1 if work < ALONE else torch.get_num_threads()
-    run(machine_code(("edges", what, double), lambda: compiled(what, double)), call.ctypes.data, threads)
+    run(
+        _code(what, double, not (query.shape[3] % LANES or value.shape[3] % LANES)), call.ctypes.data, threads
+    )
+
+
+def _code(what: str, double: bool, vectors: bool) -> tuple[int, Any]:
+    """The compiled loops: those in vectors, or those of any width and of float64."""
+    from attlas.attend import edge_lines, edge_loops
+
+    if vectors and not double:
+        return machine_code(("edges", what), lambda: edge_lines.compiled(what))
+    return machine_code(("edges", what, double), lambda: edge_loops.compiled(what, double))
 
 
 def _starts(pointer: Tensor) -> Tensor:

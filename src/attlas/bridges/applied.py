@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from attlas.attend import attend, choose, counting, decode, make_request, record_fallback
+from attlas.attend import Normaliser, Softmax, attend, choose, counting, decode, make_request, record_fallback
 from attlas.attend.backends import Choice, Fallbacks, execute
 from attlas.attend.request import Request
 from attlas.attend.view import KVView
 from attlas.bridges.attention import installed
 from attlas.bridges.mask import TokenMask
 from attlas.bridges.models import UnsupportedModel, Wiring, wiring
+from attlas.bridges.swap import LayerRule, Rules, layer_rules
 from attlas.cache import Entry, Part, RaggedCache
 from attlas.cache.rows import Job, checked_total
-from attlas.pattern import Pattern, Plan, Tokens, causal, window
-from attlas.score import Dot
+from attlas.pattern import Pattern, Tokens, causal, window
+from attlas.score import Dot, Score
 
 __all__ = ["Applied", "applied"]
 
@@ -28,10 +28,13 @@ Observer = Callable[[Tensor, Tensor, float], None]
 Call = tuple[Job, Tensor | KVView, Tensor | None, Tokens | None, bool, Observer | None]
 
 
+_SOFTMAX = Softmax()
+
+
 @contextmanager
 def applied(
     model: nn.Module,
-    plan: Plan | Pattern | Sequence[Pattern],
+    plan: Rules,
     *,
     total: int | Sequence[int] | None = None,
     backend: str = "auto",
@@ -44,10 +47,11 @@ def applied(
             model.generate(**inputs, max_new_tokens=64)
 
     plan: a Plan made for this model, one pattern for all layers, or one per layer (a decoder's are made
-    causal; the model's own sliding windows stay in force). N of elastic spans is the row's own length: its
-    real tokens in a plain forward, prompt + new tokens in `generate`; total= (one number or one per row)
-    fixes it instead, and is needed to continue a cache of transformers' own by a second chunk. Padding (left,
-    right) changes nothing.
+    causal; the model's own sliding windows stay in force); or `swap(normaliser=, score=, pattern=)`, or a
+    list of swaps, which exchange other parts too (by the generic backend, slower: `handle.fallbacks`). N of
+    elastic spans is the row's own length: its real tokens in a plain forward, prompt + new tokens in
+    `generate`; total= (one number or one per row) fixes it instead, and is needed to continue a cache of
+    transformers' own by a second chunk. Padding (left, right) changes nothing.
 
     `generate` uses a RaggedCache; a DynamicCache (passed, or made by the model's forward) keeps every key and
     is masked by position. PlanMismatch: the plan is for another model. UnsupportedModel: says what is
@@ -55,7 +59,7 @@ def applied(
     bitwise the same.
     """
     wired = wiring(model)
-    handle = Applied(model, wired, _patterns(plan, wired), total, backend, strict)
+    handle = Applied(model, wired, layer_rules(plan, wired), total, backend, strict)
     overrides: dict[str, Any] = {}
     if hasattr(model, "_prepare_cache_for_generation"):
         overrides["_prepare_cache_for_generation"] = handle.prepare_cache
@@ -70,12 +74,13 @@ class Applied:
         self,
         model: nn.Module,
         wired: Wiring,
-        patterns: Sequence[Pattern],
+        rules: Sequence[LayerRule],
         total: int | Sequence[int] | None,
         backend: str,
         strict: bool,
     ) -> None:
-        self.model, self.wired, self.patterns = model, wired, tuple(patterns)
+        self.model, self.wired, self.rules = model, wired, tuple(rules)
+        self.patterns = tuple(rule.pattern for rule in rules)
         self.total = checked_total(total)
         self.backend, self.strict = backend, strict
         self.counted = Fallbacks()
@@ -142,13 +147,14 @@ class Applied:
                 f"layer {layer} of {self.wired.shape.name} applies a sliding window of {mask.window}, but "
                 f"its configuration says {self.wired.windows[layer]}: such a model is not supported"
             )
-        score = Dot(scaling)
+        rule = self.rules[layer]
+        score = Dot(scaling) if rule.score is None else rule.score
         if isinstance(key, Entry):
             parts = key.parts(mask.new_valid, layer)
             if any(part.observe is not None for part in parts):
                 self._check_full(layer)
             if len(parts) == 1 and parts[0].exact and parts[0].job.whole and not dropout:
-                return self._decode(layer, query, parts[0], score, scaling)
+                return self._decode(layer, query, parts[0], score)
             width = parts[0].value_width if parts else query.shape[-1]
             calls: list[Call] = [
                 (part.job, part.key, part.value, None, part.exact, part.observe) for part in parts
@@ -165,30 +171,34 @@ class Applied:
             )
         return self._run(layer, query, width, calls, score, dropout)
 
-    def _decode(self, layer: int, query: Tensor, part: Part, score: Dot, scaling: float) -> Tensor:
+    def _decode(self, layer: int, query: Tensor, part: Part, score: Score) -> Tensor:
         """One token per row on exactly what the cache keeps: no pattern, and the backend is chosen only
         once."""
         if not isinstance(part.key, KVView):
             raise TypeError(f"a decoded token needs a KVView, got {type(part.key).__name__}")
+        own, normaliser, q_at = self.rules[layer].own, self._normaliser(layer), _tokens(part.job)
         kind = (layer, part.key.groups[0].valid is None, query.requires_grad)
         choice = self._choices.get(kind)
         if choice is None:
-            request = make_request(query, part.key, score=score, q_at=_tokens(part.job), strict=self.strict)
+            request = make_request(
+                query, part.key, score=score, normaliser=normaliser, q_at=q_at, strict=self.strict
+            )
             choice = self._choices[kind] = choose(request, self.backend)
-        if choice.name == decode.NAME and choice.fallback is None:
-            out, lse = decode.attend_view(query, part.key, scaling)
+        if own and choice.name == decode.NAME and choice.fallback is None:
+            out, lse = decode.attend_view(query, part.key, _scale(score, query))
         else:
             request = Request(
-                query, None, None, part.key, _tokens(part.job), None, score=score, strict=self.strict
-            )
+                query, None, None, part.key, q_at, None, score=score, normaliser=normaliser,
+                strict=self.strict,
+            )  # fmt: skip
             out, state = execute(request, choice)
             lse = state.lse
         if part.observe is not None:
-            part.observe(query, lse, scaling)
+            part.observe(query, lse, _scale(score, query))
         return out
 
     def _run(
-        self, layer: int, query: Tensor, value_width: int, calls: Sequence[Call], score: Dot, dropout: float
+        self, layer: int, query: Tensor, value_width: int, calls: Sequence[Call], score: Score, dropout: float
     ) -> Tensor:
         """Attend call by call and put the rows together; padded queries give 0."""
         outs = []
@@ -201,6 +211,7 @@ class Applied:
                 value,
                 pattern=pattern,
                 score=score,
+                normaliser=self._normaliser(layer),
                 q_at=_tokens(job),
                 k_at=k_at,
                 dropout=dropout,
@@ -211,7 +222,7 @@ class Applied:
             out = found
             if observe is not None:
                 out, state = found
-                observe(asked, state.lse, score.scale_for(query.shape[-1]))
+                observe(asked, state.lse, _scale(score, query))
             if job.whole and job.count == query.shape[2]:
                 return out
             outs.append((job, out))
@@ -222,9 +233,17 @@ class Applied:
             job.put(together, out)
         return together
 
+    def _normaliser(self, layer: int) -> Normaliser:
+        return self.rules[layer].normaliser or _SOFTMAX
+
     def _check_full(self, layer: int) -> None:
-        """A cache that evicts by weight decides alone what is seen: any other pattern would be lost."""
+        """A cache that evicts by weight decides alone what is seen, by the weights of a softmax."""
         shape = self.wired.shape
+        if not self.rules[layer].own:
+            raise UnsupportedModel(
+                f"layer {layer} attends by {self.rules[layer].changed}, but an EvictingCache weighs its keys "
+                "by the softmax of the model's own logits: use the cache of handle.new_cache(total=...)"
+            )
         kinds = set(self.patterns[layer].expand(shape.heads, shape.kv_heads))
         if kinds != {causal()} or self.wired.windows[layer] is not None:
             window = self.wired.windows[layer]
@@ -252,31 +271,12 @@ class Applied:
         return self._bound[key]
 
 
-def _patterns(plan: Plan | Pattern | Sequence[Pattern], wired: Wiring) -> list[Pattern]:
-    shape = wired.shape
-    if isinstance(plan, str | os.PathLike):
-        raise TypeError(
-            f"plan must be a Plan, one pattern, or one per layer, got the text {os.fspath(plan)!r}: load a "
-            "plan file with attlas.Plan.load(path), read a pattern's text with attlas.parse(text)"
-        )
-    if isinstance(plan, Plan):
-        plan = plan.on(shape)
-        patterns = [plan.pattern(layer) for layer in range(shape.layers)]
-    elif isinstance(plan, Pattern):
-        patterns = [plan] * shape.layers
-    else:
-        patterns = list(plan)
-        if len(patterns) != shape.layers:
-            raise ValueError(
-                f"plan must be a Plan, one pattern, or one per layer: {shape.name} has {shape.layers} "
-                f"layers, got {len(patterns)} patterns"
-            )
-    for pattern in dict.fromkeys(patterns):
-        pattern.expand(shape.heads, shape.kv_heads)  # says which head counts do not fit
-    if not wired.causal:
-        return patterns
-    return [pattern if pattern.is_causal else causal() & pattern for pattern in patterns]
-
-
 def _tokens(job: Job) -> Tokens:
     return Tokens(job.count, start=job.start, total=job.total)
+
+
+def _scale(score: Score, query: Tensor) -> float:
+    """Of the dot product, which any observer of weights assumes."""
+    if not isinstance(score, Dot):
+        raise TypeError(f"a scale belongs to a dot product, not to {score.name}")
+    return score.scale_for(query.shape[-1])

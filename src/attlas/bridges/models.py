@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
@@ -17,7 +17,10 @@ from torch import nn
 from attlas._common.errors import UnsupportedModel
 from attlas.pattern import ModelShape
 
-__all__ = ["UnsupportedModel", "Wiring", "describe", "wiring"]
+__all__ = ["INSERTED", "UnsupportedModel", "Wiring", "describe", "fingerprint_without", "wiring"]
+
+INSERTED = "attlas_"
+"""In the names of modules that were inserted, inside the model's attention modules."""
 
 # Sampled per tensor for the fingerprint; signs survive a change of precision, values do not.
 SAMPLES = 64
@@ -85,7 +88,7 @@ def wiring(model: nn.Module) -> Wiring:
         heads=heads,
         kv_heads=kv_heads,
         head_width=width,
-        fingerprint=_fingerprint(model, [text.model_type, layers, heads, kv_heads, width, list(windows)]),
+        fingerprint=_fingerprint(model, [text.model_type, layers, heads, kv_heads, width, list(windows)], ()),
     )
     causal = all(getattr(module, "is_causal", True) is not False for module in modules)
     if not causal:  # transformers' bidirectional window is inclusive: |i - j| <= w
@@ -206,9 +209,19 @@ def weights_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def _fingerprint(model: nn.Module, essentials: list[Any]) -> str:
+def fingerprint_without(model: nn.Module, names: Collection[str]) -> str:
+    """The fingerprint by all weights but the named ones: the same before and after these were trained."""
+    wired = wiring(model)
+    shape = wired.shape
+    essentials = [shape.family, shape.layers, shape.heads, shape.kv_heads, shape.head_width]
+    return _fingerprint(model, [*essentials, list(wired.windows)], names)
+
+
+def _fingerprint(model: nn.Module, essentials: list[Any], without: Collection[str]) -> str:
     digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
     for name, weight in sorted(model.named_parameters()):
+        if INSERTED in name or name in without:  # a plan for the model still fits when something is inserted
+            continue
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         if weight.is_floating_point() and weight.numel() and weight.device.type != "meta":
             flat = weight.detach().reshape(-1)

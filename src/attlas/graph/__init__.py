@@ -10,6 +10,14 @@ from attlas.graph.change import (
     with_self_loops,
     without_self_loops,
 )
+from attlas.graph.encodings import (
+    flip_signs,
+    hop_features,
+    laplacian_eigenvectors,
+    random_walk_diagonals,
+    relative_random_walks,
+    shortest_paths,
+)
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
 from attlas.graph.make import (
@@ -29,17 +37,23 @@ __all__ = [
     "Sorted",
     "batch",
     "coalesce",
+    "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
+    "hop_features",
     "keep_edges",
+    "laplacian_eigenvectors",
     "load_graph",
     "ragged",
+    "random_walk_diagonals",
     "read_edges",
+    "relative_random_walks",
     "reverse",
     "save_graph",
     "segment_reduce",
     "segment_softmax",
+    "shortest_paths",
     "subgraph",
     "to_networkx",
     "to_padded",

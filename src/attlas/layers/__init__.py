@@ -27,6 +27,16 @@ from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
+from attlas.layers.fuse import (
+    BatchNorm,
+    ConvBN,
+    Fusable,
+    NormedStep,
+    RepDepthwise,
+    fold_after,
+    fold_before,
+    fuse,
+)
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
@@ -47,6 +57,18 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.metamixer import (
+    ChannelMixer,
+    DynamicKeys,
+    DynamicValues,
+    GridMixer,
+    MetaMixer,
+    Normalised,
+    Static,
+    attention_mixer,
+    ffn_mixer,
+    pooling_mixer,
+)
 from attlas.layers.minimal import MinimalAttention, collapsed, collapsed_stack, triangular
 from attlas.layers.minimal_maps import (
     Carried,
@@ -60,6 +82,7 @@ from attlas.layers.minimal_maps import (
     ValueMap,
 )
 from attlas.layers.mixers import FORMS, MIXERS, MixerEntry, Setting, mixer_entry, register_mixer
+from attlas.layers.ninformer import FeedForward, MixerBlock, MixerGate, NiNBlock, TokenFeedForward
 from attlas.layers.one_triangle import one_triangle
 from attlas.layers.p_adapter import (
     Bottleneck,
@@ -79,6 +102,7 @@ from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
+from attlas.layers.stochastic_depth import StochasticDepth
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -106,21 +130,28 @@ __all__ = [
     "AutoformerDecoderLayer",
     "AutoformerEncoderLayer",
     "BaseConv",
+    "BatchNorm",
     "BiMamba",
     "Block",
     "Bottleneck",
     "Carried",
     "CausalFlowAttention",
+    "ChannelMixer",
     "ClearMix",
     "Combiner",
+    "ConvBN",
     "CosformerAttention",
     "Decomposition",
     "Deduced",
     "DependencyBlock",
+    "DynamicKeys",
+    "DynamicValues",
+    "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "Fusable",
     "GINAttention",
     "Gate",
     "GatedAttention",
@@ -128,6 +159,7 @@ __all__ = [
     "GatedMLP",
     "GaussianBlock",
     "GraphLayoutAttention",
+    "GridMixer",
     "HaloAttention",
     "ImplicitConv",
     "KernelMix",
@@ -145,12 +177,18 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MetaMixer",
     "MetricLearner",
     "MinimalAttention",
+    "MixerBlock",
     "MixerEntry",
+    "MixerGate",
     "ModulatedBlock",
+    "NiNBlock",
     "NonApproximate",
+    "Normalised",
     "NormalisedLinear",
+    "NormedStep",
     "OneMap",
     "PAdapter",
     "PNAAttention",
@@ -160,6 +198,7 @@ __all__ = [
     "PooledKeys",
     "PrefixPLGA",
     "RelativeBias",
+    "RepDepthwise",
     "ReversedAttention",
     "Reweaving",
     "SRMSNorm",
@@ -177,8 +216,11 @@ __all__ = [
     "SparseEdges",
     "SparseGIN",
     "SparseHybrid",
+    "Static",
+    "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
@@ -188,6 +230,7 @@ __all__ = [
     "ValueAndOut",
     "ValueMap",
     "alibi_by_layer",
+    "attention_mixer",
     "auto_correlation",
     "block_partition",
     "check_mixer",
@@ -195,6 +238,10 @@ __all__ = [
     "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
+    "ffn_mixer",
+    "fold_after",
+    "fold_before",
+    "fuse",
     "fuse_gate",
     "gate_for",
     "grid_partition",
@@ -216,6 +263,7 @@ __all__ = [
     "places",
     "pna_aggregates",
     "pooled_nodes",
+    "pooling_mixer",
     "register_mixer",
     "rotary",
     "rotary_pairs",

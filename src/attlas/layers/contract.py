@@ -14,6 +14,7 @@ from attlas.layers.mixers import FORMS, MixerEntry, Setting
 __all__ = ["CHECKS", "Finding", "check_mixer"]
 
 LENGTH = 37  # tokens: odd, and more than two windows of 16
+GRID = (5, 7)  # of image tokens, for mixers that need one: odd, and no square
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def check_mixer(
     alike (no dropout).
 
     forms: which of its forms; all by default. checks: which of CHECKS; all that apply by default.
-    grid: of image tokens, for noncausal mixers that need one (then `length` is its size).
+    grid: of image tokens, for noncausal mixers that take one (then `length` is its size); GRID for those
+    that need one.
     normalised: also that weights sum to 1, so that equal keys and values give equal outputs; no entry says so
     of itself.
 
@@ -57,6 +59,8 @@ def check_mixer(
         if wrong:
             raise ValueError(f"check_mixer: {name} must be of {', '.join(known)}, got {', '.join(wrong)}")
     findings = []
+    if entry.tokens == "grid" and grid is None:
+        grid = GRID
     if entry.forms != frozenset(FORMS) and not entry.why_not:
         missing = ", ".join(form for form in FORMS if form not in entry.forms)
         findings.append(Finding(missing, "forms", "missing, and why_not does not say why"))

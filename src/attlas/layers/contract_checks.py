@@ -22,7 +22,10 @@ NOTHING = 1e-12  # below it an output has not changed: far tokens may matter lit
 
 
 def _shape(probe: Probe) -> Iterator[str]:
-    """Any number of tokens, one and odd ones too: an output of the queries' shape, all numbers."""
+    """Any number of tokens, one and odd ones too: an output of the queries' shape, all numbers.
+
+    Of a mixer with a fixed number: ValueError for any other one.
+    """
     for length in probe.lengths:
         given = probe.inputs(2, length)
         out = probe.run(*given)
@@ -30,6 +33,14 @@ def _shape(probe: Probe) -> Iterator[str]:
             yield f"{length} tokens: the output has shape {tuple(out.shape)}, not {tuple(given[0].shape)}"
         elif not torch.isfinite(out).all():
             yield f"{length} tokens: the output is not finite"
+    if probe.entry.tokens == "any":
+        return
+    for length in (probe.length - 1, probe.length + 1):
+        try:
+            probe.run(*probe.inputs(2, length))
+        except ValueError:
+            continue
+        yield f"{length} tokens are taken, by a mixer of exactly {probe.length}"
 
 
 def _repeats(probe: Probe) -> Iterator[str]:
@@ -85,7 +96,7 @@ def _batch(probe: Probe) -> Iterator[str]:
 def _reach(probe: Probe) -> Iterator[str]:
     """Outputs depend on what the form lets them see: both ends of the sequence or context, and on the query.
 
-    Causal self: the last output on the first token, or on any earlier one where the entry is local.
+    Causal self: the last output on the first token. Where the entry is local, on any other that it may see.
     """
     given = probe.inputs(MANY)
     whole = probe.run(*given)
@@ -96,6 +107,9 @@ def _reach(probe: Probe) -> Iterator[str]:
         asked = [(every, 1, 0, "no output depends on the first token of the context")]
         asked += [(every, 1, end, "no output depends on the last token of the context")]
         asked += [(last, 0, last, "the last output does not depend on its query")]
+    elif not probe.setting.causal and probe.entry.local:
+        asked = [(0, 0, slice(1, None), "the first output does not depend on any other token")]
+        asked += [(last, 0, slice(last), "the last output does not depend on any other token")]
     elif not probe.setting.causal:
         asked = [(0, 0, last, "the first output does not depend on the last token")]
         asked += [(last, 0, 0, "the last output does not depend on the first token")]
@@ -173,7 +187,7 @@ def _gradient(probe: Probe) -> Iterator[str]:
     "almost": at random inputs alone, which are next to no kink or tie. "everywhere": also where all tokens
     are equal, which is where the largest token, the first few and the like have no gradient.
     """
-    given = probe.inputs(2, None if probe.setting.grid else SOME)
+    given = probe.inputs(2, None if probe.fixed else SOME)
     points = {"": given}
     if probe.entry.differentiable == "everywhere":
         points["where all tokens are equal: "] = tuple(part[:, :1].expand_as(part).clone() for part in given)

@@ -38,8 +38,13 @@ class Probe:
         return self.setting.form
 
     @property
+    def fixed(self) -> bool:
+        """Whether it takes `length` tokens and no other number."""
+        return self.setting.grid is not None or self.entry.tokens != "any"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
-        return (self.length,) if self.setting.grid else (1, 2, 7, self.length)
+        return (self.length,) if self.fixed else (1, 2, 7, self.length)
 
     @property
     def mode(self) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from attlas.attend import Reducer, attend, reduce
 from attlas.attend.reducers import Seen
+from attlas.layers.inputs import check_grid
+from attlas.layers.mixers import MixerEntry, register_mixer
 from attlas.pattern import Tokens
 
 __all__ = [
@@ -129,7 +131,8 @@ class GPSA(nn.Module):
 
     Args:
         width, heads: of the input; strength: alpha, how sharply a head starts to look at its offset;
-        spread: standard deviation of the random weights at the start.
+        spread: standard deviation of the random weights at the start. grid: (rows, columns) of the tokens
+        where a call does not say; a square unless given.
 
     Shapes: (B, N, width) -> (B, N, width), tokens of a grid, row-major, no class token. Cost: the content
     branch is `attend`'s, the positional one O(N^1.5 D): no N x N matrix and no table of offsets.
@@ -139,11 +142,19 @@ class GPSA(nn.Module):
     sum again; no dropout.
     """
 
-    def __init__(self, width: int, heads: int, *, strength: float = 1.0, spread: float = 0.02) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        strength: float = 1.0,
+        spread: float = 0.02,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
-        self.heads, self.strength, self.spread = heads, strength, spread
+        self.heads, self.strength, self.spread, self.grid = heads, strength, spread, grid
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -165,8 +176,8 @@ class GPSA(nn.Module):
         nn.init.ones_(self.gate)
 
     def forward(self, x: Float[Tensor, "B N C"], at: Tokens | None = None) -> Float[Tensor, "B N C"]:
-        """`at`: the grid of the tokens, Tokens.grid(H=rows, W=columns); default: a square."""
-        rows, columns = grid_of(x.shape[1], at)
+        """`at`: the grid of the tokens, Tokens.grid(H=rows, W=columns); default: the layer's own."""
+        rows, columns = self._sides(x, at)
         query, key, value = (self._by_head(make(x)) for make in (self.query, self.key, self.value))
         content = torch.as_tensor(attend(query, key, value))
         # Under autocast the parameters are float32 and the values are not.
@@ -179,12 +190,29 @@ class GPSA(nn.Module):
     @torch.no_grad()
     def nonlocality(self, x: Float[Tensor, "B N C"], at: Tokens | None = None) -> Float[Tensor, "H"]:
         """Mean over batch and queries of Σ_j A_ij |delta_ij| in token widths, A the mixture of both parts."""
-        rows, columns = grid_of(x.shape[1], at)
+        rows, columns = self._sides(x, at)
         query, key = (self._by_head(make(x)) for make in (self.query, self.key))
         share = self.gate.sigmoid()
         far = content_distance(query, key, columns).to(share.dtype)
         near = kernel_distance(*positional_kernels(self.position, rows, columns))
         return (1 - share) * far + share * near
 
+    def _sides(self, x: Tensor, at: Tokens | None) -> tuple[int, int]:
+        if at is not None or self.grid is None:
+            return grid_of(x.shape[1], at)
+        check_grid("GPSA", x, self.grid)
+        return self.grid
+
     def _by_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+register_mixer(
+    MixerEntry(
+        "gpsa",
+        lambda setting: GPSA(setting.width, setting.heads, grid=setting.fixed_grid),
+        frozenset({"NS"}),
+        tokens="grid",
+        why_not="its positional weights are those of offsets on the image of one sequence, to all sides",
+    )
+)

@@ -70,8 +70,8 @@ GATE_FORMS = {
     "add-identity": GateForm(lambda z: z, torch.add, lambda v: v),
 }
 """How a gate acts. "sigmoid" is the paper's; "ns-sigmoid", 0.5 + 0.5 sigmoid, is its control that cannot be
-sparse; "add-silu" and "add-identity" are additive; "2-sigmoid", twice a sigmoid, is ours: it is 1 at z = 0, so
-that a pretrained model starts unchanged."""
+sparse; "add-silu" and "add-identity" are additive; "2-sigmoid", twice a sigmoid, is ours: it is 1 at z = 0,
+so that a pretrained model starts unchanged."""
 
 
 class _AnyGate(nn.Module):
@@ -105,9 +105,9 @@ class _AnyGate(nn.Module):
         heads = part.shape[1] if part.dim() == 4 else 1
         if part.dim() not in (3, 4) or (heads, part.shape[-1]) != (self.heads, self.head_width):
             raise ValueError(
-                f"this gate is for {self.heads} heads of width {self.head_width}, got a part of {heads} heads "
-                f"of width {part.shape[-1]}: G1 and G4 have the query heads, G2 and G3 the key-value heads, "
-                "G5 one head of the layer's width"
+                f"this gate is for {self.heads} heads of width {self.head_width}, got a part of {heads} "
+                f"heads of width {part.shape[-1]}: G1 and G4 have the query heads, G2 and G3 the key-value "
+                "heads, G5 one head of the layer's width"
             )
         gate = self.values(x).to(part.dtype)
         return GATE_FORMS[self.form].join(part, gate if part.dim() == 4 else gate.squeeze(1))
@@ -245,8 +245,9 @@ class GatedAttention(SelfAttention):
             wanted = gate_size(place, width, heads, self.kv_heads, head)
             if isinstance(gate, _AnyGate) and (gate.heads, gate.head_width) != wanted:
                 raise ValueError(
-                    f"the gate at {place} must have (heads, head width) {wanted}, that of the {PLACES[place]}, "
-                    f"got {(gate.heads, gate.head_width)}; gate_for({place!r}, ...) makes one that fits"
+                    f"the gate at {place} must have (heads, head width) {wanted}, that of the "
+                    f"{PLACES[place]}, got {(gate.heads, gate.head_width)}; gate_for({place!r}, ...) makes "
+                    "one that fits"
                 )
         self.gates = nn.ModuleDict(dict(gates))
 
@@ -274,14 +275,10 @@ def _mixer(place: str) -> Callable[[Setting], nn.Module]:
     return make
 
 
+_ALL = frozenset({"NS", "CS", "NC", "CC"})
 for _place in ("G1", "G2"):
     register_mixer(
         MixerEntry(
-            f"gated_{_place.lower()}",
-            _mixer(_place),
-            frozenset({"NS", "CS", "NC", "CC"}),
-            stateful=True,
-            padding=True,
-            permutes=True,
+            f"gated_{_place.lower()}", _mixer(_place), _ALL, stateful=True, padding=True, permutes=True
         )
     )

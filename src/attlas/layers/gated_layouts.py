@@ -1,8 +1,8 @@
 """Checkpoints that keep a G1 gate inside the query projection: where its rows stand.
 
-"official" (qiuzh20/gated_attention, arXiv 2505.06708): per KV head, the queries of its group, then their gates;
-elementwise (E rows a gate) or headwise (one row). "qwen3-next" (transformers' Qwen3NextAttention): per query
-head, its E query rows, then its E gate rows.
+"official" (qiuzh20/gated_attention, arXiv 2505.06708): per KV head, the queries of its group, then their
+gates; elementwise (E rows a gate) or headwise (one row). "qwen3-next" (transformers' Qwen3NextAttention): per
+query head, its E query rows, then its E gate rows.
 Legend: H query heads, G KV heads, E head width, C width.
 """
 

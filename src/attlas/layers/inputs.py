@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attlas.scan import State
 
-__all__ = ["check_tokens", "state_before"]
+__all__ = ["check_grid", "check_tokens", "state_before"]
 
 
 def check_tokens(owner: str, *, rows: bool = True, **parts: Tensor | None) -> None:
@@ -17,6 +17,15 @@ def check_tokens(owner: str, *, rows: bool = True, **parts: Tensor | None) -> No
             continue
         least = "at least one batch row and one token" if rows else "at least one token"
         raise ValueError(f"{owner}: {name} must have {least}, got shape {tuple(part.shape)}")
+
+
+def check_grid(owner: str, x: Tensor, grid: tuple[int, int]) -> None:
+    """ValueError if x (B, N, ...) does not hold the tokens of a grid (rows, columns)."""
+    if x.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"{owner} is made for a grid of {grid[0]} x {grid[1]} tokens, got {x.shape[1]} tokens; make one "
+            "for another grid"
+        )
 
 
 def state_before(advance: Callable[..., tuple[Tensor, State]], batch: int, like: Tensor, width: int) -> State:

@@ -39,6 +39,20 @@ class Setting:
         """The one of FORMS that is asked for."""
         return ("C" if self.causal else "N") + ("C" if self.cross else "S")
 
+    @property
+    def fixed_length(self) -> int:
+        """`length`; ValueError where there is none."""
+        if self.length is None:
+            raise ValueError("this mixer is made for a fixed number of tokens: the setting needs a length")
+        return self.length
+
+    @property
+    def fixed_grid(self) -> tuple[int, int]:
+        """`grid`; ValueError where there is none."""
+        if self.grid is None:
+            raise ValueError("this mixer is made for the tokens of an image: the setting needs a grid")
+        return self.grid
+
 
 @dataclass(frozen=True)
 class MixerEntry:
@@ -47,8 +61,10 @@ class MixerEntry:
     stateful: its "CS" form has start and advance. padding: takes `valid`, and what stands in padding changes
     nothing. differentiable: "almost" where a choice (top-k, argmax) or a kink (relu) has no gradient;
     gradients are checked at random inputs, and "everywhere" also where all tokens are equal. permutes: the
-    "NS" form commutes with permutations of the tokens. local: the "CS" form sees a few tokens back alone, as
-    windows and short convolutions do. shares: in training mode rows of a batch share a choice or a statistic.
+    "NS" form commutes with permutations of the tokens. local: self forms see tokens nearby alone, as windows
+    and short convolutions do. shares: in training mode rows of a batch share a choice or a statistic.
+    tokens: how many it maps, "any" number (up to Setting.length, if it needs one), exactly the "length", or
+    exactly those of the "grid"; the last two are for the form "NS", and the setting must tell.
     why_not: why a form is missing, in a sentence.
     """
 
@@ -61,6 +77,7 @@ class MixerEntry:
     permutes: bool = False
     local: bool = False
     shares: bool = False
+    tokens: Literal["any", "length", "grid"] = "any"
     why_not: str = ""
 
     def __post_init__(self) -> None:
@@ -71,9 +88,14 @@ class MixerEntry:
             )
         if self.stateful and "CS" not in self.forms:
             raise ValueError(f"mixer {self.name}: stateful needs the form CS, got {', '.join(self.forms)}")
+        if self.tokens != "any" and self.forms != {"NS"}:
+            raise ValueError(
+                f"mixer {self.name}: with a fixed number of tokens it has the form NS alone, got "
+                f"{', '.join(sorted(self.forms))}"
+            )
 
     def build(self, setting: Setting) -> nn.Module:
-        """The module for `setting`; ValueError where the form is not one of the mixer's."""
+        """The module for `setting`; ValueError: a form that the mixer lacks, a size that it misses."""
         if setting.form not in self.forms:
             why = f" ({self.why_not})" if self.why_not else ""
             have = ", ".join(form for form in FORMS if form in self.forms)

@@ -4,6 +4,8 @@ Source: Gokden 2025, arXiv 2502.13502 (base model 2410.16703); burcgokden/PLDR-L
 power_law_attention_layer_v510.py, pldr_model_v510.py. Legend: B batch, H heads, N tokens, h head width.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class PLGA(nn.Module):
             )
         self.heads, self.kv_heads, self.head, self.base = heads, kv_heads, width // heads, base
         self.pattern = causal() if pattern is None else pattern
-        self.metric = MetricLearner(self.head, heads) if metric is None else metric
+        self.metric: Any = MetricLearner(self.head, heads) if metric is None else metric
         self.query = nn.Linear(width, width)
         self.key, self.value = (nn.Linear(width, kv_heads * self.head) for _ in range(2))
         self.out = nn.Linear(width, width)
@@ -100,7 +102,7 @@ class PLGA(nn.Module):
         found = self.metric.deduce(learnt)
         parts = {"key": key, "value": value, "learnt": learnt}
         parts |= {"metric": found.metric, "curvature": found.curvature}
-        at = Tokens(x.shape[1])
+        at = Tokens(x.shape[1], total=x.shape[1])
         out = self._attended(query, key, value, found.curvature, at, at)
         position = torch.full((x.shape[0],), x.shape[1], device=x.device)
         return out, State(parts, position)
@@ -121,7 +123,7 @@ class PLGA(nn.Module):
         query, key, value = self._projected(x, 0)
         if curvature is None:
             curvature = self.metric.deduce(self.metric.learn(density(query, valid))).curvature
-        at = Tokens(x.shape[1], valid=valid)
+        at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
         return self._attended(query, key, value, curvature, at, at)
 
     def _projected(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +142,7 @@ class PLGA(nn.Module):
             for name, part in zip(("key", "value"), new, strict=True)
         )
         total = before + x.shape[1]
-        return query, key, value, Tokens(x.shape[1], start=before, total=total), Tokens(total)
+        return query, key, value, Tokens(x.shape[1], start=before, total=total), Tokens(total, total=total)
 
     def _attended(
         self, query: Tensor, key: Tensor, value: Tensor, curvature: Tensor | None, q_at: Tokens, k_at: Tokens
@@ -195,7 +197,7 @@ class PrefixPLGA(PLGA):
             return super()._whole(x, curvature, valid)
         query, key, value = self._projected(x, 0)
         seen = query if valid is None else query.masked_fill(~valid[:, None, :, None], 0.0)
-        at = Tokens(x.shape[1], valid=valid)
+        at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
             folded, _ = self._folded(seen, self.start(len(x)))
         return self._attended(folded, key, value, None, at, at)

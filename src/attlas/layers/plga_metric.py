@@ -160,6 +160,8 @@ class FixedCurvature(nn.Module):
     The identity is dot-product attention. It is stored with the model and not trained.
     """
 
+    matrix: Tensor
+
     def __init__(self, matrix: Float[Tensor, "H h h"]) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.detach().clone())

@@ -122,8 +122,10 @@ def _weights_of(
         _, row, column = found[found[:, 0] == b].unbind(1)
         if not row.numel():
             continue
-        own = {"q_at": _row_of(q_at, b), "k_at": _row_of(k_at, b)}
-        one = weights(query[b : b + 1], key[b : b + 1], edges=(row, column), **own, **options)
+        one = weights(
+            query[b : b + 1], key[b : b + 1], edges=(row, column), q_at=_row_of(q_at, b),
+            k_at=_row_of(k_at, b), **options,
+        )  # fmt: skip
         parts.append(one[0].sum(0))
     return torch.cat(parts)
 
@@ -132,11 +134,11 @@ def _row_of(space: Tokens | None, b: int) -> Tokens | None:
     """The token space of one batch row."""
     if space is None:
         return None
-    held = {
-        name: tensor[b] if tensor is not None and tensor.dim() == 2 else tensor
-        for name, tensor in (("index", space.index), ("valid", space.valid))
-    }
-    return Tokens(space.length, space.start, total=space.total, **held)
+    index, valid = (
+        tensor[b] if tensor is not None and tensor.dim() == 2 else tensor
+        for tensor in (space.index, space.valid)
+    )
+    return Tokens(space.length, space.start, index=index, valid=valid, total=space.total)
 
 
 def lambda_schedule(layers: int, first: float = 0.0, last: float = 0.5) -> tuple[float, ...]:

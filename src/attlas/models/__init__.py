@@ -9,6 +9,8 @@ from attlas.models.convit import ConViT
 from attlas.models.deconstructing import DeconstructedLM, hybrid, standard_layers
 from attlas.models.dependencyvit import DependencyViT
 from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, Placed, SeriesTransformer
+from attlas.models.equal_size import count_parameters, equal_hidden
+from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
@@ -22,6 +24,7 @@ from attlas.models.minimal import (
     layer_parameters,
     overdetermination,
 )
+from attlas.models.ninformer import PatchNet, small_ninformer
 from attlas.models.pldr_llm import PLDRLLM, PLDRS, PLDRConfig
 from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
@@ -32,6 +35,7 @@ from attlas.models.window_net import WindowNet
 
 __all__ = [
     "BASEDS",
+    "FFNETS",
     "HALONETS",
     "MAXVITS",
     "MINIMALS",
@@ -47,6 +51,8 @@ __all__ = [
     "DeconstructedLM",
     "DependencyViT",
     "EncoderDecoder",
+    "FFNet",
+    "FFNetConfig",
     "GraphLayoutLM",
     "HaloNet",
     "HaloNetConfig",
@@ -64,6 +70,7 @@ __all__ = [
     "MinimalViT",
     "NoMixing",
     "PLDRConfig",
+    "PatchNet",
     "Placed",
     "RecallNet",
     "RecurrentClassifier",
@@ -78,10 +85,15 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "count_parameters",
+    "equal_hidden",
+    "fused_parameters",
     "hybrid",
     "layer_parameters",
     "overdetermination",
+    "small_ffnet",
     "small_halonet",
     "small_maxvit",
+    "small_ninformer",
     "standard_layers",
 ]

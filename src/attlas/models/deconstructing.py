@@ -5,6 +5,7 @@ Source: Xue, Moosavi and Aletras 2025, arXiv 2510.11602. Legend: B batch, N toke
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -97,7 +98,7 @@ class DeconstructedLM(SmallLM):
             width=width,
             heads=heads,
         )
-        self.kinds = kinds
+        self.kinds, self.width = kinds, width
         # Buffers: a model that is loaded again has the maps that it was trained with.
         if "random" in kinds:
             self.register_buffer("places", sigma * torch.randn(length, width))
@@ -115,7 +116,7 @@ class DeconstructedLM(SmallLM):
         if stream is None:
             stream = self.stream(inputs.shape[1])
         x = embedded = self.embedding(inputs)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._layers):
             source = self._source(layer, embedded, stream)
             x = block(x) if source is None else block(x, source)
         found: Tensor = self.head(self.norm(x if where is None else x[where]))
@@ -134,7 +135,7 @@ class DeconstructedLM(SmallLM):
             raise ValueError(f"the stream has {len(start)} positions, got an input of {length} tokens")
         x = (start[:length] if "random" in self.kinds else self.embedding(start[:length]))[None]
         found: list[Tensor] = []
-        for block in self.blocks[: taken[-1] + 1]:
+        for block in self._layers[: taken[-1] + 1]:
             found.append(block.before_mixer(x))
             if len(found) <= taken[-1]:
                 x = block(x)
@@ -146,7 +147,7 @@ class DeconstructedLM(SmallLM):
         stream = self.stream(inputs.shape[1])
         x = embedded = self.embedding(inputs)
         found: list[Asked | None] = []
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._layers):
             source = self._source(layer, embedded, stream)
             here = block.before_mixer(x) if source is None else source
             found.append(None if self.kinds[layer] == "mlp" else block.mixer.asked(here))
@@ -165,15 +166,18 @@ class DeconstructedLM(SmallLM):
 
     def parameter_gaps(self) -> tuple[float, ...]:
         """Of every layer's mixer: its parameters over the 4 C^2 of attention, minus 1; within TOLERANCE."""
-        width = self.head.in_features
-        sizes = [sum(weight.numel() for weight in block.mixer.parameters()) for block in self.blocks]
-        return tuple(size / (4 * width**2) - 1 for size in sizes)
+        sizes = [sum(weight.numel() for weight in block.mixer.parameters()) for block in self._layers]
+        return tuple(size / (4 * self.width**2) - 1 for size in sizes)
+
+    @property
+    def _layers(self) -> list[Any]:
+        return list(self.blocks)
 
     def _source(self, layer: int, embedded: Tensor, stream: Sequence[Tensor]) -> Tensor | None:
         """Where the layer's map comes from, behind the norm of its block; None: from the layer's input."""
         kind, length = self.kinds[layer], embedded.shape[1]
         if kind == "static":
-            source: Tensor = self.blocks[layer].before_mixer(embedded)
+            source: Tensor = self._layers[layer].before_mixer(embedded)
             return source
         if kind not in STREAMED:
             return None

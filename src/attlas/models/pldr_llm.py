@@ -85,7 +85,9 @@ class PLDRLLM(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         make = self._attention if attention is None else attention
         inner = 8 * width // 3 if config.inner is None else config.inner
-        self.blocks = nn.ModuleList(PLDRBlock(width, make(layer), inner) for layer in range(config.layers))
+        self.blocks: Any = nn.ModuleList(
+            PLDRBlock(width, make(layer), inner) for layer in range(config.layers)
+        )
         self.head = nn.Linear(width, config.vocabulary)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -114,9 +116,7 @@ class PLDRLLM(nn.Module):
             raise ValueError(f"curvatures must be one per layer, {len(self.blocks)}, got {len(given)}")
         x = self._embedded(ids)
         for block, curvature in zip(self.blocks, given, strict=True):
-            x = block(
-                x, block.attention(x, valid=valid, **({} if curvature is None else {"curvature": curvature}))
-            )
+            x = block(x, block.attention(x, curvature=curvature, valid=valid))
         return self.head(x)
 
     def begin(self, ids: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N vocabulary"], State]:

@@ -57,4 +57,4 @@ def as_pattern(pattern: Pattern | Graph | None) -> Pattern | None:
     kept = pattern.__dict__.get("_pattern")
     if kept is None:
         kept = pattern.__dict__["_pattern"] = GraphEdges(pattern)
-    return kept  # type: ignore[no-any-return]
+    return kept

@@ -2,6 +2,7 @@
 
 from attlas.train.attention_at import AT, IAT, AttentionTraining, RandomDirection, adversarial_loss
 from attlas.train.diffusion import Diffusion, NoisyBatch
+from attlas.train.distil import distil, distil_loss
 from attlas.train.fit import SMALL_RECIPE, Diverged, Recipe, fit
 from attlas.train.objectives import label_loss, next_token_loss, recall_loss
 
@@ -16,6 +17,8 @@ __all__ = [
     "RandomDirection",
     "Recipe",
     "adversarial_loss",
+    "distil",
+    "distil_loss",
     "fit",
     "label_loss",
     "next_token_loss",

@@ -51,14 +51,16 @@ def lora(
             f"lora: {type(model).__name__} has no linear layers named "
             f"{' or '.join(', '.join(names) for names in PROJECTIONS)}; give their names by targets="
         )
+    trained = _whole(model) if whole is None else list(whole)
+    tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a float serves as well
         lora_dropout=dropout,
         target_modules=chosen,
-        modules_to_save=_whole(model) if whole is None else list(whole),
+        modules_to_save=trained,
         # Where the output layer is the embedding, both must stay one tensor.
-        ensure_weight_tying=bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False)),
+        ensure_weight_tying=tied and bool(trained),
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 by a name that it will lose.

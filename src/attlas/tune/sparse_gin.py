@@ -152,13 +152,15 @@ def _owner(model: nn.Module, wired: Wiring, attention: nn.Module) -> nn.Module:
     """The decoder layer of an attention module, if x + attention(norm(x)) is all that it does first."""
     name = next(name for name, module in model.named_modules() if module is attention)
     owner = model.get_submodule(name.rpartition(".")[0])
-    plain = {"input_layernorm", "post_attention_layernorm", "mlp"}
+    plain = {"self_attn", "input_layernorm", "post_attention_layernorm", "mlp"}
     more = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
     names = {child for child, _ in owner.named_children()}
-    if not wired.causal or not plain <= names or more & names:
+    scaled = hasattr(owner, "residual_multiplier")
+    if not wired.causal or not plain <= names or more & names or scaled:
         raise UnsupportedModel(
             f"{wired.shape.name}: sparse_gin() needs decoder layers of Llama's form (input_layernorm, "
-            f"attention, post_attention_layernorm, mlp), got {', '.join(sorted(names))}"
+            "self_attn, post_attention_layernorm, mlp, each half added to what it reads), got "
+            f"{', '.join(sorted(names))}"
         )
     return owner
 

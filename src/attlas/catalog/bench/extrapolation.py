@@ -162,7 +162,8 @@ def sinks_at(
     """The sink metric of the windows of `length` that end where the judged ones do; None without maps."""
     ends = endings(text, settings.lengths[-1], settings.windows)
     parts = ends.split(max(1, TOKENS // length))
-    mixers: list[nn.Module] = [block.mixer for block in net.eval().blocks]
+    blocks: list[Any] = list(net.eval().blocks)
+    mixers: list[nn.Module] = [block.mixer for block in blocks]
     found = []
     for some in parts:
         ids = text.test[some[:, None] + torch.arange(-length, 0)]

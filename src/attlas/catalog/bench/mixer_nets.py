@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attlas._common.flops import count_flops
 from attlas.catalog.bench.mixer_own import taking_part
 from attlas.catalog.bench.task import TUNING_SEED, UNDER_TEST, Batch, BenchTask
-from attlas.layers import MixerEntry, Setting, mixer_entry
+from attlas.layers import MixerEntry, mixer_entry
 from attlas.models import SmallNet
 from attlas.tasks import UNASKED
 
@@ -87,7 +87,7 @@ def _entries(task: BenchTask, entry: MixerEntry) -> list[MixerEntry]:
 
 
 def _mixers(task: BenchTask, entry: MixerEntry, size: Size) -> Iterator[nn.Module]:
-    setting = Setting(size.width, size.heads, causal=task.causal, length=task.length)
+    setting = task.setting(size.width, size.heads)
     return (one.build(setting) for one in _entries(task, entry))
 
 

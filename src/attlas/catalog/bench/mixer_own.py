@@ -69,7 +69,7 @@ def breaches(entry: MixerEntry, task: BenchTask, width: int, heads: int) -> None
 
     In float64 and evaluation mode, at a few cuts. UsageError: what is broken. Absent: it cannot be run.
     """
-    setting = Setting(width, heads, causal=task.causal, length=task.length)
+    setting = task.setting(width, heads)
     breaches_at(entry, setting, task.length, f" on task {task.name} at width {width}")
 
 

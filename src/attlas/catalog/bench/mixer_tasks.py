@@ -239,6 +239,7 @@ def digits_task(
         data=data,
         batch=batch,
         steps=steps,
+        grid=None if causal else (8, 8),
     )
 
 

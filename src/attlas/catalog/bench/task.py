@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.layers import Setting
+
 __all__ = [
     "ACCURACY",
     "BITS",
@@ -73,7 +75,8 @@ class BenchTask:
 
     data(seed, tuning): what a seed trains on and is judged by; with `tuning` judged by examples that are in
     no test. layers: mixers by name, UNDER_TEST where the compared one stands. embedding, head: made for a
-    width. steps: of the reference mixer; the others get as many as their FLOPs allow.
+    width. steps: of the reference mixer; the others get as many as their FLOPs allow. grid: (rows, columns)
+    of the tokens where they are an image.
     """
 
     name: str
@@ -87,3 +90,8 @@ class BenchTask:
     data: Callable[[int, bool], Split]
     batch: int
     steps: int
+    grid: tuple[int, int] | None = None
+
+    def setting(self, width: int, heads: int) -> Setting:
+        """What a mixer is made for on this task."""
+        return Setting(width, heads, causal=self.causal, length=self.length, grid=self.grid)

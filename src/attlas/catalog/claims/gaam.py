@@ -131,11 +131,11 @@ def _one(arm: str, seed: int, long: bool, step: Step) -> Values:
     net: Any = network(arm, seed)
     steps = LONG_STEPS if long else STEPS
     fit(net, _batches(*train, seed), label_loss, Recipe(steps, learning_rate=RATE), step=step)
-    values = {
+    values: Values = {
         f"accuracy, {arm}": _accuracy(net, *test),
         f"parameters, {arm}": float(sum(part.numel() for part in net[0].parameters())),
     }
-    return values | (_masked(net, train[0], test, seed) if arm == GAAM_ARM else {})
+    return {**values, **(_masked(net, train[0], test, seed) if arm == GAAM_ARM else {})}
 
 
 def _accuracy(net: Any, x: Tensor, labels: Tensor) -> float:

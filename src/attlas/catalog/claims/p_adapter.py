@@ -95,10 +95,10 @@ def arm(name: str, encoder: nn.Module) -> tuple[nn.Module, Callable[[], Abstract
     if name == "LoRA":
         targets = [path for path, _ in encoder.named_modules() if path.endswith(("self.query", "self.value"))]
         return lora(encoder, rank=RANK, alpha=2.0 * RANK, targets=targets, whole=()), nullcontext
-    layers: Any = encoder.encoder
-    width = encoder.config.hidden_size  # type: ignore[union-attr]
-    plain = nn.ModuleList(Bottleneck(width, INNER) for _ in range(2 * len(layers.layer)))
-    for number, layer in enumerate(layers.layer):
+    layers: Any = encoder.get_submodule("encoder.layer")
+    width = layers[0].attention.output.dense.out_features
+    plain = nn.ModuleList(Bottleneck(width, INNER) for _ in range(2 * len(layers)))
+    for number, layer in enumerate(layers):
         # In the same two places: on the attention's projection, on the residual input of the FFN.
         first, second = plain[2 * number], plain[2 * number + 1]
         layer.attention.output.dense.register_forward_hook(lambda m, given, out, one=first: one(out))

@@ -47,7 +47,7 @@ def network(arm: str, seed: int) -> nn.Module:
     from attlas.models import PLDRLLM, PLDRConfig
 
     torch.manual_seed(seed)
-    sizes = {"units": UNITS, "depth": DEPTH}
+    sizes: dict[str, Any] = {"units": UNITS, "depth": DEPTH}
     config = PLDRConfig(256, WIDTH, HEADS, LAYERS, metric_inner=METRIC_INNER, **sizes)
     if arm == LEARNED:
         return PLDRLLM(config)
@@ -100,7 +100,7 @@ def _one(arm: str, seed: int, long: bool, text: ByteText, step: Step) -> Values:
         other = net.curvatures(text.train[:LENGTH][None])
         values["nats per byte, matrices of each window"] = _loss(net, windows)
         values[f"nats per byte, {arm}"] = _loss(net, windows, [one[0] for one in other])
-    return values | _speed(net, text.test[: PROMPT + DECODED][None])
+    return {**values, **_speed(net, text.test[: PROMPT + DECODED][None])}
 
 
 def _loss(net: Any, windows: Tensor, curvatures: list[Tensor] | None = None) -> float:

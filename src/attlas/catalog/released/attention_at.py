@@ -35,7 +35,7 @@ def directions(seed: int) -> Mapping[str, float]:
     """How each perturbation of norm eps changes the loss, and its cosine with AT's."""
     import torch
 
-    from attlas.train.attention_at import AT, IAT, answer_loss
+    from attlas.train.attention_at import AT, IAT, Perturbation, answer_loss
 
     model, inputs, labels = _drawn(seed)
     encoded = model.encode(inputs)
@@ -44,12 +44,13 @@ def directions(seed: int) -> Mapping[str, float]:
     clean = answer_loss(model.answer(encoded, scores + start), labels)
     (gradient,) = torch.autograd.grad(clean, start, retain_graph=True)
     straight = AT(EPS)(gradient, scores, inputs.valid)
-    found = {}
-    for name, perturbation in {
+    perturbations: dict[str, Perturbation] = {
         "AT": AT(EPS),
         "iAT, formula": IAT(EPS, direction_norm="none"),
         "iAT, file": IAT(EPS, official=True),
-    }.items():
+    }
+    found = {}
+    for name, perturbation in perturbations.items():
         step = perturbation(gradient, scores, inputs.valid)
         step = EPS * step / step.norm(dim=-1, keepdim=True)
         moved = answer_loss(model.answer(encoded, scores + step), labels)

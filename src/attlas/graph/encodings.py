@@ -1,0 +1,216 @@
+"""Where a node stands and what surrounds it: encodings of nodes and pairs, computed once per graph.
+
+Every graph of a batch is encoded alone. Matrices of a small graph are dense; those of a large one sparse, and
+what would need all pairs of a large graph is refused unless it is asked for.
+Legend: n nodes, k eigenvectors, K steps of a random walk, P pairs (the sum of squares of the graphs' sizes).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from scipy.sparse import csgraph
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from attlas.graph.batches import unbatch
+from attlas.graph.graph import Graph
+from attlas.graph.make import to_scipy
+
+__all__ = [
+    "flip_signs",
+    "hop_features",
+    "laplacian_eigenvectors",
+    "random_walk_diagonals",
+    "relative_random_walks",
+    "shortest_paths",
+]
+
+DENSE = 500
+"""Nodes up to which eigenvectors come from a dense solver."""
+LARGE = 10_000
+"""Nodes above which nothing of the size of all pairs is made unless it is asked for."""
+BLOCK = 256
+
+
+def laplacian_eigenvectors(
+    graph: Graph, count: int, *, skip: int = 1, normalised: bool = True, fill: float = 0.0
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """(eigenvalues, eigenvectors) of each graph's Laplacian, smallest first, at each of its nodes.
+
+    I - D^-1/2 A D^-1/2, or D - A with normalised=False, of the graph with every edge in both directions and
+    equal ones joined. skip: how many of the smallest are left out (1: the constant one, as GT does; 0: none,
+    as GPS). A graph with fewer nodes is filled up with `fill`. Unit vectors in float64; their sign is
+    arbitrary (`flip_signs`), and so is the basis of equal eigenvalues. An isolated node counts as degree 1.
+    Cost: O(n^3) up to 500 nodes of a graph, above that a sparse solver. Sources: Dwivedi and Bresson 2020,
+    arXiv 2012.09699; Rampasek et al. 2022, arXiv 2205.12454.
+    """
+    if count < 1 or skip < 0:
+        raise ValueError(f"count must be 1 or more and skip 0 or more, got {count} and {skip}")
+
+    def one(part: Graph) -> tuple[np.ndarray, np.ndarray]:
+        values, vectors = _eigen(_laplacian(part, normalised), skip + count)
+        found = np.full((part.nodes, count), fill), np.full((part.nodes, count), fill)
+        kept = vectors[:, skip : skip + count]
+        found[0][:, : kept.shape[1]] = values[skip : skip + count]
+        found[1][:, : kept.shape[1]] = kept
+        return found
+
+    pairs = [one(part) for part in unbatch(graph)]
+    values, vectors = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
+    return values, vectors
+
+
+def _both_ways(graph: Graph) -> scipy.sparse.csr_array:
+    adjacency = to_scipy(graph)
+    adjacency = ((adjacency + adjacency.T) > 0).astype(np.float64)
+    return scipy.sparse.csr_array(adjacency)
+
+
+def _laplacian(graph: Graph, normalised: bool) -> scipy.sparse.csr_array:
+    adjacency = _both_ways(graph)
+    degree = np.asarray(adjacency.sum(1)).reshape(-1)
+    if not normalised:
+        return scipy.sparse.csr_array(scipy.sparse.diags_array(degree) - adjacency)
+    root = scipy.sparse.diags_array(np.maximum(degree, 1.0) ** -0.5)
+    return scipy.sparse.csr_array(scipy.sparse.eye_array(graph.nodes) - root @ adjacency @ root)
+
+
+def _eigen(matrix: scipy.sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes = matrix.shape[0]
+    if nodes <= max(DENSE, count + 1):
+        values, vectors = np.linalg.eigh(matrix.toarray())
+        return values[:count], vectors[:, :count]
+    # The smallest ones of a matrix that is nearly singular: the largest of its distance from a bound.
+    bound = float(abs(matrix).sum(1).max())
+    shifted = scipy.sparse.eye_array(nodes) * bound - matrix
+    start = np.random.default_rng(0).standard_normal(nodes)
+    values, vectors = eigsh(shifted, k=count, which="LA", v0=start)
+    order = np.argsort(-values)
+    return bound - values[order], vectors[:, order]
+
+
+def flip_signs(
+    vectors: Float[Tensor, "n k"], graph: Graph, generator: torch.Generator | None = None
+) -> Float[Tensor, "n k"]:
+    """Each graph's eigenvectors times random signs, drawn anew in every call: for training."""
+    signs = torch.randint(0, 2, (graph.graphs, vectors.shape[1]), generator=generator).to(vectors.dtype)
+    return vectors * (2 * signs - 1)[graph.graph_of]
+
+
+def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> Float[Tensor, "n K"]:
+    """[P^t]_ii for t = 1 .. steps, P = D^-1 A: the chance to be back after t steps (RWSE), float64.
+
+    A step goes from a receiver to one of its senders; equal edges count as often as they stand; a node
+    without edges is never back: 0. Cost: `steps` products of P with 256 columns at a time, O(steps E n) in
+    all and O(256 n) memory. ValueError: more than 10,000 nodes in a graph without large=True.
+    """
+
+    def one(part: Graph) -> np.ndarray:
+        _refuse("random_walk_diagonals", part, large)
+        walk = _walk(part)
+        found = np.zeros((part.nodes, steps))
+        for first in range(0, part.nodes, BLOCK):
+            rows = np.arange(first, min(first + BLOCK, part.nodes))
+            columns = np.zeros((part.nodes, len(rows)))
+            columns[rows, rows - first] = 1.0
+            for step in range(steps):
+                columns = walk @ columns
+                found[rows, step] = columns[rows, rows - first]
+        return found
+
+    return _by_graph(graph, steps, one)
+
+
+def _walk(graph: Graph) -> scipy.sparse.csr_array:
+    adjacency = to_scipy(graph).astype(np.float64)
+    degree = np.asarray(adjacency.sum(1)).reshape(-1)
+    return scipy.sparse.csr_array(scipy.sparse.diags_array(1.0 / np.maximum(degree, 1.0)) @ adjacency)
+
+
+def _refuse(what: str, graph: Graph, large: bool) -> None:
+    if graph.nodes > LARGE and not large:
+        raise ValueError(
+            f"{what}: a graph of {graph.nodes} nodes has {graph.nodes**2} pairs; pass large=True to compute "
+            f"them all the same (the limit is {LARGE} nodes)"
+        )
+
+
+def _by_graph(graph: Graph, width: int, one: Callable[[Graph], np.ndarray]) -> Tensor:
+    parts = [one(part) for part in unbatch(graph)]
+    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0, width)))
+
+
+def _all_pairs(graph: Graph, **more: Tensor) -> Graph:
+    """The complete graph with loops on each graph's nodes, receiver by receiver."""
+    senders, receivers = [], []
+    pointer = [0, graph.nodes] if graph.pointer is None else graph.pointer.tolist()
+    for start, stop in pairwise(pointer):
+        nodes = torch.arange(start, stop)
+        receivers.append(nodes.repeat_interleave(stop - start))
+        senders.append(nodes.repeat(stop - start))
+    ends = torch.cat(senders), torch.cat(receivers)
+    return Graph(*ends, graph.nodes, graph.nodes, pointer=graph.pointer, **more)  # type: ignore[arg-type]
+
+
+def relative_random_walks(graph: Graph, steps: int, *, large: bool = False) -> Graph:
+    """All pairs of each graph with edge_attr (P, steps): [I, P, P^2, ..., P^(steps - 1)]_ij (RRWP), float64.
+
+    The edge j -> i of the result holds row i, column j: the chance to get from receiver i to sender j. P as
+    in `random_walk_diagonals`. Source: Ma et al. 2023, arXiv 2305.17589. Cost: O(steps E n) time, n^2 steps
+    numbers. ValueError: more than 10,000 nodes in a graph without large=True.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more (the first is the node itself), got {steps}")
+
+    def one(part: Graph) -> np.ndarray:
+        _refuse("relative_random_walks", part, large)
+        walk, power = _walk(part), np.eye(part.nodes)
+        found = np.empty((part.nodes, part.nodes, steps))
+        for step in range(steps):
+            found[:, :, step] = power
+            power = walk @ power
+        return found.reshape(-1, steps)
+
+    return _all_pairs(graph, edge_attr=_by_graph(graph, steps, one))
+
+
+def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
+    """All pairs of each graph with edge_type: edges on the shortest way from sender to receiver.
+
+    Ways of more than `most` edges get most, pairs without a way most + 1. Cost: O(n E), n^2 numbers.
+    ValueError: more than 10,000 nodes in a graph without large=True.
+    """
+    if most < 1:
+        raise ValueError(f"most must be 1 or more, got {most}")
+
+    def one(part: Graph) -> np.ndarray:
+        _refuse("shortest_paths", part, large)
+        # scipy's edge i -> j is the entry (i, j): ours, transposed.
+        ways = csgraph.shortest_path(to_scipy(part).T, unweighted=True).T
+        return np.where(np.isinf(ways), most + 1, np.minimum(ways, most)).reshape(-1)
+
+    return _all_pairs(graph, edge_type=_by_graph(graph, 1, one).reshape(-1).to(torch.int64))
+
+
+def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float[Tensor, "n C"]]:
+    """[X, A X, A^2 X, ...] up to A^hops X, A = D^-1/2 (adjacency + I) D^-1/2: averages over so many hops.
+
+    Edges are taken in both directions, equal ones joined. Source: Dwivedi et al. 2023 (LargeGT). Cost:
+    hops E C, nothing of n x n.
+    """
+    if hops < 0:
+        raise ValueError(f"hops must be 0 or more, got {hops}")
+    adjacency = _both_ways(graph)
+    adjacency.setdiag(0.0)
+    adjacency = adjacency + scipy.sparse.eye_array(graph.nodes)
+    root = scipy.sparse.diags_array(np.asarray(adjacency.sum(1)).reshape(-1) ** -0.5)
+    matrix = (root @ adjacency @ root).tocsr()
+    found, last = [x], x.detach().cpu().numpy()
+    for _ in range(hops):
+        last = matrix.astype(last.dtype) @ last
+        found.append(torch.from_numpy(np.ascontiguousarray(last)))
+    return found
