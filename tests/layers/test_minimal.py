@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from attlas.attend import attend
 from attlas.layers import (
     MIXERS,
     MinimalAttention,
@@ -26,6 +27,7 @@ from attlas.layers import (
 )
 from attlas.layers import minimal as module
 from attlas.pattern import causal
+from attlas.score import Bilinear
 
 WIDTH = 8
 
@@ -67,6 +69,13 @@ def test_each_single_head_is_its_formula():
             attention = made(similarity, carried)
             found = attention(x[None])[0]
             torch.testing.assert_close(found, one_head(x, w_qk(), w_vo(carried)), rtol=0, atol=1e-10)
+
+
+def test_one_map_is_the_bilinear_score():
+    x, attention = drawn(2, 5, WIDTH), made(OneMap(WIDTH), Untouched(WIDTH))
+    tokens = x[:, None]
+    wanted = attend(tokens, tokens, tokens, score=Bilinear(attention.similarity.product))
+    torch.testing.assert_close(attention(x), wanted[:, 0], rtol=0, atol=1e-12)
 
 
 def test_heads_have_their_own_scale():

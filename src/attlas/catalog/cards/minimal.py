@@ -33,7 +33,7 @@ CARD = Card(
         "paper's algebra has no residuals, and where its nets have them was not found. With a residual "
         "outputs are no convex combinations of tokens; MinimalAttention alone with Untouched makes them so.",
         "Symmetric logits are computed once per pair where all tokens see all and heads are at least 256 "
-        "wide: on one CPU thread a training step is then 10 to 25% faster than the kernels for any queries "
+        "wide: on one CPU thread a training step is then 10 to 24% faster than the kernels for any queries "
         "and keys; at width 64 it was up to 1.4 times slower forward, so that narrower heads use the usual "
         "kernels.",
         "Registered mixers are causal with rotary positions, which keep symmetric logits symmetric.",
