@@ -14,7 +14,9 @@ def run_with(changes=None):
     for kind, sign in (("homophily", -1), ("heterophily", 1)):
         for mu in claims.FIDELITIES:
             for p in claims.POWERS:
-                values[f"accuracy under {kind}, p {p:g}, mu {mu:g}"] = 0.7 + sign * 0.05 * (p - 2)
+                for scale, turn in (("length 1", sign), ("length 4", -sign)):
+                    name = f"accuracy under {kind}, {scale}, p {p:g}, mu {mu:g}"
+                    values[name] = 0.7 + turn * 0.05 * (p - 2)
     for name, right in zip(claims.ARMS, (0.6, 0.58, 0.57), strict=True):
         values |= {f"accuracy on glosses, {name}": right, f"trained, {name}": 555_000.0}
     return values | (changes or {})
@@ -23,14 +25,18 @@ def run_with(changes=None):
 @pytest.mark.parametrize(
     ("changes", "outcome", "text"),
     [
-        ({}, "holds", "Under heterophily no step 0.840, after one with p from 1 to 3, mu 0.1: 0.650"),
         (
-            {"accuracy under heterophily, p 3, mu 1": 0.6},
+            {},
+            "holds",
+            "after one with p from 1 to 3, length 1, mu 0.1: 0.650",
+        ),
+        (
+            {"accuracy under heterophily, length 1, p 3, mu 1": 0.6},
             "does not hold",
             "Not met: at mu 1 accuracy rises with p under heterophily.",
         ),
         (
-            {"accuracy under homophily, p 3, mu 1": 0.9},
+            {"accuracy under homophily, length 1, p 3, mu 1": 0.9},
             "does not hold",
             "Not met: at mu 1 accuracy falls with p under homophily.",
         ),
