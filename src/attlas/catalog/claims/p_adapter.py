@@ -126,7 +126,8 @@ def gloss_values(name: str, seed: int, long: bool, step: Step) -> Values:
     train, test = glosses(count=sum(sizes), seed=seed).split(*sizes)
     encoder, tokenizer = load_encoder("minilm")
     torch.manual_seed(seed)
-    head = nn.Sequential(nn.LayerNorm(encoder.config.hidden_size), nn.Linear(384, len(train.names)))
+    width = encoder.config.hidden_size
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(train.names)))
     trained, block = arm(name, encoder)
     count = float(sum(one.numel() for one in trained.parameters() if one.requires_grad))
 
