@@ -87,10 +87,10 @@ def test_the_release_keeps_self_loops_alone():
         assert bool(moved) is mixes
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_the_layer_is_the_sheet(weighted):
+@pytest.mark.parametrize(("weighted", "norm"), [(True, True), (False, True), (True, False)])
+def test_the_layer_is_the_sheet(weighted, norm):
     query, key = drawn(17)
-    layer = SparseGIN(6, 5, amount=0.25, weighted=weighted).double().eval()
+    layer = SparseGIN(6, 5, amount=0.25, ratio=2.0, weighted=weighted, norm=norm).double().eval()
     with torch.no_grad():
         layer.eps.fill_(0.5)
     x = torch.randn(2, 17, 6, dtype=torch.float64)
@@ -104,7 +104,10 @@ def test_the_layer_is_the_sheet(weighted):
                 if adjacency[b, i, j] > 0:
                     s = s + (adjacency[b, i, j] if weighted else 1.0) * z[j]
             y = layer.second(layer.first(s).clamp_min(0)) + s
-            wanted[b, i] = x[b, i] + 0.25 * layer.leave(z[i] + y.clamp_min(0))
+            change = layer.leave(z[i] + y.clamp_min(0))
+            if norm:
+                change = change / (change.square().mean() + 1e-5).sqrt()
+            wanted[b, i] = x[b, i] + 0.25 * change
     torch.testing.assert_close(layer(x, edges), wanted, rtol=1e-9, atol=1e-9)
     assert layer.first.weight.shape == (10, 5)
 
@@ -130,7 +133,7 @@ def test_decoding_keeps_what_neighbours_need():
 def test_no_edge_above_tau_leaves_zeros_to_the_network():
     query, key = drawn(8)
     edges = strong_edges(query, key, tau=0.99995)
-    layer, x = SparseGIN(6, 5, amount=0.5).double().eval(), torch.randn(2, 8, 6, dtype=torch.float64)
+    layer, x = SparseGIN(6, 5, norm=False).double().eval(), torch.randn(2, 8, 6, dtype=torch.float64)
     assert not edges.col.numel()
     z = layer.enter(x)
     y = layer.second(layer.first.bias.clamp_min(0)).expand(2, 8, 5)
@@ -141,7 +144,7 @@ def test_the_schedule_and_the_parameters():
     assert lambda_schedule(5) == (0.0, 0.125, 0.25, 0.375, 0.5) and lambda_schedule(1, 0.1) == (0.1,)
     layer = SparseGIN(576, amount=lambda_schedule(30)[7])
     assert layer.enter.out_features == 155 and layer.amount.item() == pytest.approx(0.5 * 7 / 29)
-    assert not layer.eps.any() and layer.dropout == 0.2
+    assert not layer.eps.any() and layer.dropout == 0.1
 
 
 def test_what_cannot_be_is_said():

@@ -54,7 +54,9 @@ def by_hand(model, adapters, tokens):
             z = net.enter(x)
             s = net.eps * z + adjacency @ z
             y = net.second(net.first(s).relu()) + s
-            x = x + net.amount * net.leave(z + y.relu())
+            change = net.leave(z + y.relu())
+            change = change / (change.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            x = x + net.amount * change
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     model.set_attn_implementation("sdpa")
     return model.lm_head(inner.norm(x))

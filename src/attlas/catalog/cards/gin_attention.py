@@ -39,9 +39,10 @@ CARD = Card(
         "TopShare takes a share of a row's own edges, so that a causal row does not depend on the length of "
         "the sequence; TopShare(count=k) is the paper's k = max(1, int(0.1 n)). The released maps "
         "'flowthreshold', 'silu+binary' and 'scaled_topk_causal_4d' are not here.",
-        "No dropout of weights, no group norm over differential maps, no MLP scoring; no norms in or behind "
-        "sparse GIN, of which there is one layer. The released adjacencies 'mean', 'learnable_aggregate' and "
-        "'threshold_any' and its distance scaling are not here.",
+        "No dropout of weights, no group norm over differential maps, no MLP scoring. Sparse GIN is one "
+        "layer with ReLU and an outer residual; the released run has PReLU and leaves the residual out. Its "
+        "RMSNorm behind the network is here too (norm=False: none). The released adjacencies 'mean', "
+        "'learnable_aggregate' and 'threshold_any' and its distance scaling are not here.",
         "Softmax counts as positive on every edge of the pattern, also where it underflows, so that PNA's "
         "maximum under it is one over the pattern.",
         "Sparse GIN's cached decoding keeps the projected states of earlier tokens, which the released code "
