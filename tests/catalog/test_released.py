@@ -26,7 +26,7 @@ ENTRY = Released(
     switch="`official=True` adds one.",
     figures=lambda seed: {"sum, here": seed + 1, "one": 1},
     shown="The sum is {sum, here:.1f±}, of which {one:.0f} too much.",
-    commit="0123456789abcdef",
+    commit="0123456789" * 4,
 )
 
 
@@ -76,7 +76,7 @@ def entry_values(seed):
     [
         ({"paper": " "}, "released 'moa': paper is empty"),
         ({"repository": "https://some/body"}, "repository reads 'owner/name', got 'https://some/body'"),
-        ({"commit": "main"}, "commit is 7 to 40 hexadecimal digits, got 'main'"),
+        ({"commit": "0123abc"}, "commit is 40 hexadecimal digits, got '0123abc'"),
     ],
 )
 def test_bad_entries(change, text):
@@ -130,7 +130,7 @@ def test_the_page_is_that_of_the_file(tmp_path, monkeypatch, capsys):
     text = page.read_text()
     assert f"## {find('moa').title} (arXiv:2406.14909)\n\n### It adds | one\n" in text
     assert "| `moa` | It adds \\| one | `some/body`, `add.py` |" in text
-    assert "in some/body at commit `0123456789ab`." in text
+    assert "in some/body at commit `012345678901`." in text
     assert "**Measured here**: The sum is 2.0 ± 1.0, of which 1 too much." in text
     assert "adds one. The released file was read; it was not run beside this library's form." in text
     assert "| sum, here | 2 | 1 |" in text

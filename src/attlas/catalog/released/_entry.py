@@ -13,7 +13,7 @@ from attlas.catalog.claim import Values, spread
 __all__ = ["Released", "check_values", "filled"]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 NOT_COMPARED = "The released file was read; it was not run beside this library's form."
 
 
@@ -56,7 +56,7 @@ class Released:
             )
         if self.commit is not None and not _COMMIT.fullmatch(self.commit):
             raise ValueError(
-                f"released {self.system!r}: commit is 7 to 40 hexadecimal digits, got {self.commit!r}"
+                f"released {self.system!r}: commit is 40 hexadecimal digits, got {self.commit!r}"
             )
 
     def texts(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from attlas.catalog.released import Released
 __all__ = ["RELEASED"]
 
 NODES, HEADS, WIDTH, P, MU = 64, 4, 4, 1.25, 0.2
-REPOSITORY, COMMIT = "wuhy68/p-Adapter", "e66b8b7aa929bc4b3d3600d36faa2f989243530"
+REPOSITORY, COMMIT = "wuhy68/p-Adapter", "e66ab8b7aa929bc4b3d3600d36faa2f989243530"
 FILE, FUNCTION = "eff_blip/eff_modeling_blip.py", "BertSelfOutput.forward"
 COMPARED = (
     "The released module, with its weights in float64, beside `PAdapter(official=True)`: equal to 3e-16 on "
