@@ -19,15 +19,16 @@ HEADS, GAUSSIANS = 8, 3
 TRAIN, TEST, LONG_TRAIN, LONG_TEST = 4000, 1000, 20000, 5000
 WORDS, BATCH, STEPS, LONG_STEPS, RATE = 48, 64, 400, 3000, 3e-3
 SHARE, DRAWS = 0.2, 10
-GAAM_ARM, MHA, MEAN = "GAAM", "multi-head attention", "mean"
-ARMS = (GAAM_ARM, MHA, MEAN)
+GAAM_ARM, PLAIN, MHA, MEAN = "GAAM", "GAAM without residual", "multi-head attention", "mean"
+ARMS = (GAAM_ARM, PLAIN, MHA, MEAN)
 NEAR, FEW, LEARNED = 0.01, 0.01, 0.4
 SETTINGS = {
     "task": f"WordNet glosses by lexicographer file, {CLASSES} classes, {TRAIN} to train on, {TEST} unseen "
     f"({LONG_TRAIN} and {LONG_TEST} with --long); the seed draws them and starts the nets",
     "features": f"all-MiniLM-L6-v2, frozen: embeddings and 6 layers, means over at most {WORDS} tokens, "
     f"{LAYERS} x {WIDTH}, standardised by the training glosses",
-    "nets": "x + attention(x), mean of the rows, LayerNorm, linear classes; mean: without attention",
+    "nets": "x + attention(x), mean of the rows, LayerNorm, linear classes; without residual: GAAM(x) alone; "
+    "mean: without attention",
     "GAAM": f"along the {WIDTH} features, {HEADS} heads of {GAUSSIANS} Gaussians",
     "multi-head attention": f"over the {LAYERS} rows, {HEADS} heads, with biases",
     "training": f"AdamW {RATE} cosine, {STEPS} batches of {BATCH} ({LONG_STEPS} with --long)",
@@ -82,6 +83,7 @@ def network(arm: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     attention: dict[str, nn.Module] = {
         GAAM_ARM: GaussianBlock([GAAM(HEADS, gaussians=GAUSSIANS, dim=-1)]),
+        PLAIN: GAAM(HEADS, gaussians=GAUSSIANS, dim=-1),
         MHA: Added(SelfAttention(WIDTH, HEADS, bias=True)),
         MEAN: nn.Identity(),
     }
@@ -92,7 +94,7 @@ def network(arm: str, seed: int) -> nn.Module:
 
 
 def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
-    """Three classifiers, and the masks by GAAM's importance."""
+    """Four classifiers, and the masks by GAAM's importance."""
     found: dict[str, float] = {}
     for arm in ARMS:
 
@@ -224,8 +226,8 @@ CLAIM = Claim(
         f"{NEAR} below that with multi-head attention, with less than {FEW:.0%} of its parameters; and "
         f"masking the {SHARE:.0%} of features with the largest importance costs more than masking as many "
         "random ones, by more than the spread of the seeds (within the spread: not shown). Nothing is shown "
-        f"where multi-head attention stays below {LEARNED}. The mean without attention is told, not judged: "
-        "it says what either attention adds."
+        f"where multi-head attention stays below {LEARNED}. Told, not judged: GAAM without the residual "
+        "connection, and the mean without attention, which says what either adds."
     ),
     settings=SETTINGS,
     measure=measure,
