@@ -96,17 +96,17 @@ def test_decoding_agrees_with_the_whole(llama: Any, tokens: Callable[..., Tensor
     """By the ragged cache and by transformers' own, in chunks and token by token; and `generate`."""
     from transformers import DynamicCache
 
-    ids, normaliser = tokens(2, 26), WEIGHTS[name][0]
+    ids, normaliser = tokens(2, 18), WEIGHTS[name][0]
     for pattern in (None, causal() & (window(5) | sink(2))):
         with applied(llama, swap(normaliser=normaliser, pattern=pattern)) as handle:
             whole = llama(ids, use_cache=False).logits
-            for cache in (handle.new_cache(total=26), DynamicCache(config=llama.config)):
+            for cache in (handle.new_cache(total=18), DynamicCache(config=llama.config)):
                 rows = [
-                    llama(piece, past_key_values=cache).logits for piece in ids.split([9, 4, *[1] * 13], 1)
+                    llama(piece, past_key_values=cache).logits for piece in ids.split([9, 4, *[1] * 5], 1)
                 ]
                 torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=1e-7, atol=1e-7)
-    with applied(llama, swap(normaliser=normaliser), total=34):
-        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
+    with applied(llama, swap(normaliser=normaliser), total=23):
+        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
         assert torch.equal(llama.generate(ids, **settings), llama.generate(ids, use_cache=False, **settings))
 
 
@@ -157,7 +157,7 @@ def test_swaps_compose_with_a_plan(llama: Any, tokens: Callable[..., Tensor]) ->
         with applied(llama, given) as handle:
             logits[what] = llama(ids, use_cache=False).logits
             cache = handle.new_cache(total=200)
-            rows = [llama(piece, past_key_values=cache).logits for piece in ids.split([187, *[1] * 13], 1)]
+            rows = [llama(piece, past_key_values=cache).logits for piece in ids.split([196, *[1] * 4], 1)]
             torch.testing.assert_close(torch.cat(rows, 1), logits[what], rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(logits["softmax"], logits["plan"], rtol=1e-7, atol=1e-7)
     for one, other in (("plan", "biased"), ("sigmoid", "dense"), ("plan", "sigmoid")):
