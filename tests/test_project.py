@@ -45,7 +45,7 @@ def test_the_licence_is_the_one_that_is_declared(project, settings):
 
 def test_every_import_of_the_source_is_a_declared_dependency(project, settings):
     extras = settings["project"]["optional-dependencies"]
-    lines = [*settings["project"]["dependencies"], *extras["bridges"], *extras["tune"]]
+    lines = [*settings["project"]["dependencies"], *extras["bridges"], *extras["tune"], *extras["pyg"]]
     declared = {_name(line).replace("-", "_") for line in lines}
     # Packages whose import has another name, or that a declared one is built on and hands out.
     declared |= {"vl_convert", "attlas", "markupsafe", "typing_extensions", "huggingface_hub", "tokenizers"}

@@ -7,18 +7,19 @@ Legend: n nodes, k eigenvectors, K steps of a random walk, P pairs (the sum of s
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 import torch
 from jaxtyping import Float
-from scipy.sparse import csgraph
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from attlas.graph.batches import unbatch
 from attlas.graph.graph import Graph
 from attlas.graph.make import to_scipy
+
+if TYPE_CHECKING:
+    import scipy.sparse  # a quarter of a second: imported where it is used
 
 __all__ = [
     "flip_signs",
@@ -64,13 +65,17 @@ def laplacian_eigenvectors(
     return values, vectors
 
 
-def _both_ways(graph: Graph) -> scipy.sparse.csr_array:
+def _both_ways(graph: Graph) -> "scipy.sparse.csr_array":
+    import scipy.sparse
+
     adjacency = to_scipy(graph)
     adjacency = ((adjacency + adjacency.T) > 0).astype(np.float64)
     return scipy.sparse.csr_array(adjacency)
 
 
-def _laplacian(graph: Graph, normalised: bool) -> scipy.sparse.csr_array:
+def _laplacian(graph: Graph, normalised: bool) -> "scipy.sparse.csr_array":
+    import scipy.sparse
+
     adjacency = _both_ways(graph)
     degree = np.asarray(adjacency.sum(1)).reshape(-1)
     if not normalised:
@@ -79,7 +84,10 @@ def _laplacian(graph: Graph, normalised: bool) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(scipy.sparse.eye_array(graph.nodes) - root @ adjacency @ root)
 
 
-def _eigen(matrix: scipy.sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _eigen(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np.ndarray]:
+    import scipy.sparse
+    from scipy.sparse.linalg import eigsh
+
     nodes = matrix.shape[0]
     if nodes <= max(DENSE, count + 1):
         values, vectors = np.linalg.eigh(matrix.toarray())
@@ -125,7 +133,9 @@ def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> F
     return _by_graph(graph, steps, one)
 
 
-def _walk(graph: Graph) -> scipy.sparse.csr_array:
+def _walk(graph: Graph) -> "scipy.sparse.csr_array":
+    import scipy.sparse
+
     adjacency = to_scipy(graph).astype(np.float64)
     degree = np.asarray(adjacency.sum(1)).reshape(-1)
     return scipy.sparse.csr_array(scipy.sparse.diags_array(1.0 / np.maximum(degree, 1.0)) @ adjacency)
@@ -184,6 +194,8 @@ def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
     Ways of more than `most` edges get most, pairs without a way most + 1. Cost: O(n E), n^2 numbers.
     ValueError: more than 10,000 nodes in a graph without large=True.
     """
+    from scipy.sparse import csgraph
+
     if most < 1:
         raise ValueError(f"most must be 1 or more, got {most}")
 
@@ -202,6 +214,8 @@ def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float
     Edges are taken in both directions, equal ones joined. Source: Dwivedi et al. 2023 (LargeGT). Cost:
     hops E C, nothing of n x n.
     """
+    import scipy.sparse
+
     if hops < 0:
         raise ValueError(f"hops must be 0 or more, got {hops}")
     adjacency = _both_ways(graph)
