@@ -101,7 +101,7 @@ def to_pyg(graph: Graph, **node: Tensor) -> Any:
     try:
         from torch_geometric.data import Data
     except ImportError as error:
-        raise ImportError("to_pyg needs PyG: pip install "attlas[pyg]"") from error
+        raise ImportError("to_pyg needs PyG: pip install 'attlas[pyg]'") from error
     parts = {"edge_attr": graph.edge_attr, "edge_type": graph.edge_type}
     parts |= {"batch": None if graph.pointer is None else graph.graph_of}
     given = {name: part for name, part in parts.items() if part is not None}
