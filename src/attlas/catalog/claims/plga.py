@@ -163,7 +163,7 @@ def judge(runs: Sequence[Values]) -> Verdict:
         ),
         "both caches give the same numbers": all(run["difference of the caches"] == 0 for run in runs),
     }
-    told = _told(spread(runs), [_change(run) for run in runs])
+    told = _told(spread(runs), runs)
     failed = [rule for rule, met in rules.items() if not met]
     if failed:
         return Verdict("does not hold", f"{told} Not met: {'; '.join(failed)}.")
@@ -174,8 +174,10 @@ def _change(run: Values) -> float:
     return run[f"nats per byte, {LEARNED}"] - run["nats per byte, matrices of each window"]
 
 
-def _told(table: Mapping[str, Mapping[str, float]], changes: Sequence[float]) -> str:
+def _told(table: Mapping[str, Mapping[str, float]], runs: Sequence[Values]) -> str:
     before, after = table["spread before"], table["spread after"]
+    shares = [run["spread after"] / run["spread before"] for run in runs]
+    changes = [_change(run) for run in runs]
     losses = ", ".join(
         f"{arm} {row['mean']:.3f} ± {row['sd']:.3f}"
         for arm in ARMS
@@ -184,7 +186,8 @@ def _told(table: Mapping[str, Mapping[str, float]], changes: Sequence[float]) ->
     speeds = ", ".join(f"{name} {table[f'bytes per CPU second, {name}']['mean']:.0f}" for name in CACHES)
     return (
         f"Relative spread of the matrices over {PROMPTS} prompts: {before['mean']:.3g} ± {before['sd']:.2g} "
-        f"before training, {after['mean']:.3g} ± {after['sd']:.2g} after it. Another text's matrices change "
+        f"before training, {after['mean']:.3g} ± {after['sd']:.2g} after it ({min(shares):.2f} to "
+        f"{max(shares):.2f} of it by seed). Another text's matrices change "
         f"the loss by {min(changes):+.4f} to {max(changes):+.4f} nats a byte. Loss at equal parameters, of "
         f"what a token may know: {losses}. Bytes decoded in a CPU second: {speeds}."
     )
