@@ -47,6 +47,14 @@ def test_a_mixer_beyond_the_budget_is_told(mine):
         fitted(MQAR, mixer_entry(f"{mine}:Huge"), SIZE)
 
 
+@pytest.mark.parametrize("name", ["agent", "gpsa", "metamixer", "ninformer"])
+def test_pixels_are_a_grid_for_mixers_that_need_one(name):
+    net = make_net(TASKS["digits"], mixer_entry(name), SIZE, 8)
+    assert net(torch.randint(0, 17, (2, 64))).shape == (2, 10)
+    with pytest.raises(ValueError, match=f"mixer {name} has no CS form"):
+        make_net(MQAR, mixer_entry(name), SIZE, 8)
+
+
 def test_only_what_is_asked_for_is_answered():
     net = make_net(MQAR, mixer_entry("softmax"), SIZE, 8)
     ids, labels = (part[:3] for part in MQAR.data(0, False).held_out)

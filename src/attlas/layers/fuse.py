@@ -158,7 +158,8 @@ class BatchNorm(nn.BatchNorm2d):
         """(B, C, Y, X) -> the same."""
         out = super().forward(_plain(input))
         if out.requires_grad:
-            out.register_hook(_plain)
+            # None: the output was not used.
+            out.register_hook(lambda gradient: None if gradient is None else _plain(gradient))
         return out
 
 
