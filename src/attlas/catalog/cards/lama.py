@@ -39,7 +39,7 @@ CARD = Card(
         "P and Q start uniform in +-1 / sqrt(D), as linear layers do, a learned context from N(0, 1): the "
         "paper's start was not found.",
         "The claim: GRU of 64 per direction in place of 100 (which is behind --long), 3 epochs, one head "
-        "count of 5.",
+        "count of 5, learning rate 2e-3 in place of 1e-3.",
     ),
     unverified=("Sizes of the paper's GRU, m, optimiser, and its results on reviews and news: not checked.",),
     claim="attlas.catalog.claims.lama:CLAIM",
