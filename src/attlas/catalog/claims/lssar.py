@@ -42,17 +42,17 @@ def network(arm: str, seed: int) -> nn.Module:
     from attlas.pattern import causal
 
     head = WIDTH // HEADS
-    options: Mapping[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "softmax": {},
         "softmax, reweighted": {"normaliser": Softmax() >> ShiftPower(15.0) >> L1()},
         "sigmoid": {"normaliser": flash_sigmoid(LENGTH)},
-        "LSSA": lssa(head),
-        "LSSAR 3": lssar(head, 3.0),
-        "LSSAR 15": lssar(head, 15.0),
-    }[arm]
+        "LSSA": {**lssa(head)},
+        "LSSAR 3": {**lssar(head, 3.0)},
+        "LSSAR 15": {**lssar(head, 15.0)},
+    }
 
     def mixer(layer: int) -> nn.Module:
-        return SelfAttention(WIDTH, HEADS, pattern=causal(), base=10000.0, **options)
+        return SelfAttention(WIDTH, HEADS, pattern=causal(), base=10000.0, **options[arm])
 
     torch.manual_seed(seed)
     return SmallLM(mixer=mixer, width=WIDTH, heads=HEADS, layers=LAYERS)
