@@ -40,10 +40,10 @@ def test_arms_have_equal_projections_and_the_sigmoid_s_bias_stays_that_of_traini
     for name in ARMS:
         mixer = entry_of(name, 128).build(Setting(16, 2, length=2048))
         sizes[name] = sum(weight.numel() for weight in mixer.parameters())
-        if name.startswith("sigmoid"):
+        if "sigmoid" in name:
             assert isinstance(mixer.normaliser, Sigmoid) and mixer.normaliser.bias == -math.log(128)
     # The gate is one more map of the width, the norms of queries and keys a scale for each channel.
-    assert sizes.pop("gated") == 5 * 16 * 16 and sizes.pop("sigmoid") == 4 * 16 * 16 + 2 * 8
+    assert sizes.pop("gated") == 5 * 16 * 16 and sizes.pop("flashsigmoid") == 4 * 16 * 16 + 2 * 8
     assert set(sizes.values()) == {4 * 16 * 16}
 
 
@@ -80,7 +80,7 @@ def test_an_interrupted_comparison_goes_on_also_with_more(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
         bench_extrapolation(settings(seeds=2), out=tmp_path)
-    result = bench_extrapolation(settings("softmax", "sigmoid", seeds=2), out=tmp_path)
+    result = bench_extrapolation(settings("softmax", "flashsigmoid", seeds=2), out=tmp_path)
     assert len(begun) == 2 + 1 + 2
     assert [run["seed"] for run in result["rows"][0]["runs"]] == [0, 1]
     bench_extrapolation(settings(), out=tmp_path)
@@ -151,7 +151,7 @@ def test_settings_that_cannot_work(given, said):
 
 def test_names_and_lengths_that_are_not_there(tmp_path):
     with pytest.raises(
-        UsageError, match=r"got 'soft'; this comparison also has softmax, sigmoid, sigmoid_bare, lssa"
+        UsageError, match=r"got 'soft'; this comparison also has flashsigmoid, gated, lssar15"
     ):
         bench_extrapolation(settings("soft"), out=tmp_path)
     with pytest.raises(UsageError, match=r"lengths: a context of 70000 bytes and its last target do not fit"):
@@ -168,5 +168,5 @@ def test_the_command_says_what_is_not_as_by_default():
         "--windows 2"
     )
     assert ExtrapolationSettings().mixers == (
-        *("softmax", "sigmoid", "sigmoid_bare", "lssa", "lssar3", "lssar15", "gated"),
+        *("softmax", "flashsigmoid", "sigmoid_bare", "lssa", "lssar3", "lssar15", "gated"),
     )

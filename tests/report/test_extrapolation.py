@@ -31,7 +31,7 @@ SINKS = [
 SOFTMAX = {
     "mixer": "softmax",
     "says": "softmax",
-    "runs": [{}, {}],
+    "runs": [{"parameters": 16384}, {"parameters": 16384}],
     "diverged": 0,
     "losses": [told(2.0), told(2.5)],
     "rise": told(0.5),
@@ -68,7 +68,7 @@ def test_one_table_holds_loss_and_sinks():
     (table,) = extrapolation_tables(RESULT)
     assert table.columns == (
         *("mixer", "128", "2,048", "rise"),
-        *("first token 128", "first token 2,048", "Sink 128", "Sink 2,048"),
+        *("first token 128", "first token 2,048", "Sink 128", "Sink 2,048", "parameters"),
     )
     assert table.rows[0] == (
         *("softmax", "2.000 ±0.010", "2.500 ±0.010", "0.500 ±0.010"),

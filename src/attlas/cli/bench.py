@@ -180,7 +180,7 @@ def extrapolation(
     mixer: Annotated[
         list[str] | None,
         typer.Option(
-            help="softmax, sigmoid, sigmoid_bare, lssa, lssar3, lssar15, gated (the default), "
+            help="softmax, flashsigmoid, sigmoid_bare, lssa, lssar3, lssar15, gated (the default), "
             "softmax_reweighted, a registered mixer or your class, package.module:Class.",
             show_default=False,
         ),

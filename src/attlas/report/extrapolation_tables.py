@@ -15,7 +15,7 @@ from attlas.report.static_tables import StaticTable, print_tables
 
 __all__ = ["NAME", "extrapolation_tables", "load_extrapolation", "print_extrapolation"]
 
-BEHIND = 5  # columns behind the losses
+BEHIND = 6  # columns behind the losses
 COLUMN = 13  # letters of a mean beside its deviation, and of the gap
 NAME, SCHEMA, VERSION = "extrapolation", "attlas.extrapolation", 1
 Row = Mapping[str, Any]
@@ -57,8 +57,15 @@ def extrapolation_tables(result: Row) -> tuple[StaticTable, ...]:
     called = labels([row["mixer"] for row in result["rows"]])
     columns = ["mixer", *(f"{length:,}" for length in lengths), "rise"]
     columns += [f"first token {first:,}", f"first token {last:,}", f"Sink {first:,}", f"Sink {last:,}"]
+    columns.append("parameters")
     cells = [
-        (called[row["mixer"]], *map(_cell, (*row["losses"], row["rise"])), *_sinks(row)) for row in there
+        (
+            called[row["mixer"]],
+            *map(_cell, (*row["losses"], row["rise"])),
+            *_sinks(row),
+            f"{row['runs'][0]['parameters']:,}",
+        )
+        for row in there
     ]
     notes = _notes(settings)
     said = [f"{called[row['mixer']]}: {row['says']}" for row in there if row["says"] != row["mixer"]]
@@ -88,7 +95,10 @@ def _notes(settings: Row) -> list[str]:
         f"windows; uniform attention gives it {uniform(first):.3f} at {first:,} and {uniform(last):.4f} at "
         f"{last:,}. Sink: the share of heads and windows in which its mean over the rows is above "
         f"{settings['threshold']:g} (arXiv 2410.10781). Weights that do not sum to 1 are divided by their "
-        "sum first. -: a mixer without an attention map.",
+        "sum first. -: a mixer without an attention map. That source fixes the threshold at 64 tokens of "
+        "natural text; its value depends on the tokens, so that figures of two lengths compare mixers, not "
+        "lengths, and models trained so briefly may have no sink at all.",
+        "Parameters are not equal: a gate and normalised queries and keys bring their own.",
     ]
 
 

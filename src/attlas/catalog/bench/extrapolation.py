@@ -25,7 +25,7 @@ from attlas.catalog.bench.extrapolation_settings import ExtrapolationSettings
 from attlas.catalog.bench.mixer_own import Absent, breaches_at, check_small, is_own, own_code, taking_part
 from attlas.catalog.bench.parts import Parts, code_mark
 from attlas.inspect.sinks import THRESHOLD, sink_strength
-from attlas.layers import MixerEntry, Setting
+from attlas.layers import MIXERS, MixerEntry, Setting
 from attlas.models import SmallLM
 from attlas.tasks import ByteText, byte_text, load_source, losses_at_lengths
 from attlas.tasks.extrapolation import TOKENS, endings
@@ -101,7 +101,8 @@ class _Run:
         try:
             entry = entry_of(name, self.settings.trained)
         except ValueError as error:
-            raise UsageError(f"{error}; this comparison also has {', '.join(ARMS)}") from error
+            own = ", ".join(sorted(set(ARMS) - set(MIXERS)))
+            raise UsageError(f"{error}; this comparison also has {own}") from error
         if is_own(name):
             check_small(entry, HEADS)
             try:

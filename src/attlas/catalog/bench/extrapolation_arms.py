@@ -60,7 +60,7 @@ def _gated(setting: Setting, trained: int) -> nn.Module:
 
 ARMS: dict[str, Arm] = {
     "softmax": Arm("softmax", _softmax),
-    "sigmoid": Arm("FlashSigmoid, with normalised queries and keys", _sigmoid),
+    "flashsigmoid": Arm("FlashSigmoid, with normalised queries and keys", _sigmoid),
     "sigmoid_bare": Arm("sigmoid(s - log n) alone, n the length of training", _bare_sigmoid),
     "lssa": Arm("LSSA", _lssar(None)),
     "lssar3": Arm("LSSAR, p = 3", _lssar(3)),
@@ -68,7 +68,8 @@ ARMS: dict[str, Arm] = {
     "gated": Arm("softmax with an elementwise gate G1 on the heads' outputs", _gated),
     "softmax_reweighted": Arm("softmax, then LSSAR's re-weighting with p = 15", _reweighted, usual=False),
 }
-"""The bench's own arms by name; all causal, with rotary positions, without biases."""
+"""The bench's own arms by name; all causal, with rotary positions, without biases. None but softmax, which is
+the registered one, has the name of a registered mixer."""
 
 
 def entry_of(name: str, trained: int) -> MixerEntry:
