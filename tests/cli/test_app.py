@@ -28,6 +28,7 @@ BENCH = {
     "patterns": (
         "--length --density --layers --grid --model --plan --needles --seeds --timing --out --fresh --json"
     ),
+    "extrapolation": "--mixer --seeds --steps --lengths --windows --out --fresh --json",
     "mixers": "--mixer --task --seeds --rates --steps --widths --heads --lengths --out --fresh --json",
 }
 

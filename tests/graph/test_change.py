@@ -25,6 +25,7 @@ from attlas.graph import (
 )
 from graph.test_graph import drawn
 
+TWO_KINDS = Graph.from_edge_index([[0, 1], [0, 1]], num_nodes=3, num_receivers=3)
 sizes = (st.integers(1, 9), st.integers(0, 30), st.integers(0, 99))
 
 
@@ -87,6 +88,12 @@ def test_a_subgraph_holds_the_edges_between_its_nodes(nodes: int, edges: int, se
         (lambda g: coalesce(g, "max"), "reduce must be 'first', 'sum' or 'mean', got 'max'"),
         (lambda g: segment_reduce(torch.zeros(5), g.by_receiver), "one row for each of 6 edges, got (5,)"),
         (lambda g: to_padded(g, torch.zeros(5, 2)), "one row for each of 4 nodes, got (5, 2)"),
+        (lambda g: undirected(TWO_KINDS), "senders and receivers, not nodes"),
+        (lambda g: without_self_loops(TWO_KINDS), "senders and receivers, not nodes"),
+        (
+            lambda g: with_self_loops(g.replace(edge_attr=torch.zeros(6, 1, dtype=torch.int64)), fill=0.5),
+            "which cannot hold fill=0.5",
+        ),
         (lambda g: batch([]), "at least one graph"),
         (
             lambda g: batch([g, g.replace(edge_attr=torch.zeros(6, 1))]),

@@ -54,6 +54,20 @@ def test_eigenvectors_solve_the_equation(
     assert np.allclose(np.linalg.norm(vectors, axis=0), 1.0)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_graph_in_pieces_has_as_many_zeros(monkeypatch: pytest.MonkeyPatch, normalised: bool) -> None:
+    pieces = networkx.disjoint_union_all([networkx.path_graph(7), networkx.cycle_graph(6)])
+    pieces.add_nodes_from(range(13, 16))
+    graph = from_networkx(pieces)[0]
+    wanted, _ = laplacian_eigenvectors(graph, 8, skip=0, normalised=normalised)
+    monkeypatch.setattr(encodings, "DENSE", 0)
+    values, vectors = laplacian_eigenvectors(graph, 8, skip=0, normalised=normalised)
+    assert torch.allclose(values, wanted, atol=1e-8)
+    assert torch.allclose(vectors.T @ vectors, torch.eye(8, dtype=torch.float64), atol=1e-8)
+    empty, _ = laplacian_eigenvectors(Graph.from_edge_index([[], []], num_nodes=30), 2, skip=0)
+    assert empty.unique().tolist() == [1.0]  # isolated nodes count as degree 1
+
+
 def test_each_graph_of_a_batch_has_its_own_and_small_ones_are_filled() -> None:
     graphs = [ring(5), ring(3), Graph.from_edge_index([[], []], num_nodes=1)]
     values, vectors = laplacian_eigenvectors(batch(graphs), 3, fill=7.0)

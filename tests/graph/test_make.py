@@ -11,6 +11,7 @@ import torch
 
 from attlas._common.errors import UsageError
 from attlas.graph import (
+    Graph,
     from_networkx,
     from_pyg,
     from_scipy,
@@ -103,12 +104,41 @@ def test_files_are_refused_in_words(tmp_path: Path) -> None:
     assert not (tmp_path / "h").exists()
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("sender", np.array([0, 1, 7]), "but there are 3"),
+        ("sender", np.array([0, 1, 2], dtype=np.int32), "must hold int64 in one axis"),
+        ("receiver", np.array([0, 1]), "a row for each of 3 edges"),
+        ("sender", np.array([[0, 1, 2]]), "must hold int64 in one axis"),
+    ],
+)
+def test_damaged_arrays_are_found_before_they_are_used(
+    tmp_path: Path, mapped: bool, name: str, array: np.ndarray, words: str
+) -> None:
+    save_graph(Graph.from_edge_index([[0, 1, 2], [1, 2, 0]], num_nodes=3), tmp_path / "g")
+    np.save(tmp_path / "g" / f"{name}.npy", array)
+    with pytest.raises((UsageError, ValueError), match=words):
+        graph = load_graph(tmp_path / "g", mapped=mapped)
+        _ = graph.by_receiver, graph.by_sender  # a mapped graph is read when it is first used
+
+
+def test_a_header_that_says_too_little(tmp_path: Path) -> None:
+    save_graph(drawn(3, 2), tmp_path / "g")
+    header = tmp_path / "g" / "graph.json"
+    header.write_text(header.read_text().replace('"senders"', '"sanders"'))
+    with pytest.raises(UsageError, match=r"is damaged: it does not say senders"):
+        load_graph(tmp_path / "g")
+
+
 def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
     table = tmp_path / "edges.csv"
     table.write_text("who,whom,how,much\nann,bob,likes,2\n\n# a remark\nbob,ann,knows,3.5\nann,cat,likes,1\n")
     named = read_edges(table, sender="who", receiver="whom", kind="how", values=("much",))
     assert named.nodes == ("ann", "bob", "cat") and named.types == ("likes", "knows")
     graph = named.graph
+    assert graph.edge_attr is not None and graph.edge_attr.dtype == torch.float64
     assert graph.edge_index.tolist() == [[0, 1, 0], [1, 0, 2]]
     assert graph.edge_type is not None and graph.edge_type.tolist() == [0, 1, 0]
     assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.0, 3.5, 1.0]
@@ -125,6 +155,8 @@ def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
         ("a,b\n,c\n", {}, "line 2: a name is empty"),
         ("a,b,x\n", {"values": (2,)}, "line 1: column 2 must be a finite number, got 'x'"),
         ("a,b,nan\n", {"values": (2,)}, "column 2 must be a finite number, got 'nan'"),
+        ('a,b\n"c,d\n', {}, "line 2: unexpected end of data; nothing was loaded"),
+        ("a,b\n", {"separator": ";;"}, "separator must be one letter, got ';;'"),
         ("a,b\n", {"sender": "from"}, "has no column 'from'; its first line names a, b"),
         ("", {}, "holds no edge"),
         ("", {"sender": "a"}, "is empty: a line with the columns' names is expected"),

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from attlas.graph import Graph
 from attlas.pattern import (
     BlockTable,
+    GraphEdges,
     NeighbourList,
     Pattern,
     Segments,
@@ -121,6 +123,9 @@ BOUND_ATOMS: dict[str, st.SearchStrategy[Pattern]] = {
         lambda draw: BlockTable(draw(-1, 9, LAST // 8, 3), draw(0, 4, LAST // 8, 3) > 0, 8)
     ),
     "neighbours": _from_seed(lambda draw: NeighbourList(draw(-2, LAST, LAST, 7), None)),
+    "graph": _from_seed(
+        lambda draw: GraphEdges(Graph.from_edge_index(draw(0, LAST, 2, 150), num_nodes=LAST))
+    ),
 }
 """One strategy per bound kind, over positions 0 .. LAST; a test holds this table against `BOUND`."""
 
@@ -250,6 +255,9 @@ def _bound_definition(pattern: Any) -> Callable[[int, int], bool]:
     if name == "segments":
         q, k = pattern.q_ptr.tolist(), pattern.k_ptr.tolist()
         return lambda i, j: any(q[s] <= i < q[s + 1] and k[s] <= j < k[s + 1] for s in range(len(q) - 1))
+    if name == "graph":
+        edges = set(zip(pattern.graph.receiver.tolist(), pattern.graph.sender.tolist(), strict=True))
+        return lambda i, j: (i, j) in edges
     if name in ("block_table", "neighbours"):
         unit = pattern.block if name == "block_table" else 1
         valid = torch.ones_like(pattern.idx, dtype=torch.bool) if pattern.valid is None else pattern.valid

@@ -72,9 +72,9 @@ def test_one_table_holds_loss_and_sinks():
     )
     assert table.rows[0] == (
         *("softmax", "2.000 ±0.010", "2.500 ±0.010", "0.500 ±0.010"),
-        *("0.250 ±0.010", "0.125 ±0.010", "0.500 ±0.010", "0.000 ±0.010"),
+        *("0.250 ±0.010", "0.125 ±0.010", "0.500 ±0.010", "0.000 ±0.010", "16,384"),
     )
-    assert table.rows[1][0] == "Mine" and table.rows[1][-4:] == ("-",) * 4
+    assert table.rows[1][0] == "Mine" and table.rows[1][-5:-1] == ("-",) * 4
     assert table.rows[2][1] == "2.100"
     notes = " ".join(table.notes)
     assert "last 128 bytes of 16 held-out windows" in notes and "Mean and standard deviation of 2" in notes

@@ -59,6 +59,7 @@ def _together(graphs: Sequence[Graph], name: str) -> Tensor | None:
 def unbatch(graph: Graph) -> list[Graph]:
     """The graphs of a batch, each with its own numbers; edges keep their order."""
     if graph.pointer is None:
+        _ = graph.nodes
         return [graph]
     of_edge = graph.graph_of[graph.receiver]
     order = torch.argsort(of_edge, stable=True)

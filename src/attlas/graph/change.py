@@ -40,6 +40,7 @@ def undirected(graph: Graph) -> tuple[Graph, Tensor]:
     The backward edges stand behind all others, with the features of their forward edge; loops are not
     doubled. An edge that has its backward edge already gets another one: `coalesce` joins equal edges.
     """
+    _ = graph.nodes  # two kinds of nodes have no way back
     back = (graph.sender != graph.receiver).nonzero()[:, 0]
     old = torch.cat([torch.arange(graph.edges, device=graph.device), back])
     both = keep_edges(graph, old)
@@ -55,10 +56,13 @@ def with_self_loops(graph: Graph, *, fill: float = 0.0, kind: int | None = None)
     """
     if graph.edge_type is not None and kind is None:
         raise ValueError("with_self_loops needs kind=, the type of the new loops, for a graph of typed edges")
+    attr = graph.edge_attr
+    if attr is not None and not attr.is_floating_point() and fill != int(fill):
+        raise ValueError(f"with_self_loops: edge_attr is {attr.dtype}, which cannot hold fill={fill}")
     has = torch.zeros(graph.nodes, dtype=torch.bool, device=graph.device)
     has[graph.sender[graph.sender == graph.receiver]] = True
     new = (~has).nonzero()[:, 0]
-    attr, kinds = graph.edge_attr, graph.edge_type
+    kinds = graph.edge_type
     return graph.replace(
         sender=torch.cat([graph.sender, new]),
         receiver=torch.cat([graph.receiver, new]),
@@ -76,6 +80,7 @@ def _longer(rows: Tensor | None, count: int, fill: float | None) -> Tensor | Non
 
 def without_self_loops(graph: Graph) -> tuple[Graph, Tensor]:
     """(graph without its loops, the old edge of each that is left)."""
+    _ = graph.nodes  # between two kinds of nodes there are no loops
     left = (graph.sender != graph.receiver).nonzero()[:, 0]
     return keep_edges(graph, left), left
 

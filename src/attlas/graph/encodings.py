@@ -85,6 +85,33 @@ def _laplacian(graph: Graph, normalised: bool) -> "scipy.sparse.csr_array":
 
 
 def _eigen(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest eigenvalues and their vectors.
+
+    Above DENSE nodes each connected component on its own: an iteration from one vector finds one of several
+    equal eigenvalues, and there are as many zeros as components.
+    """
+    from scipy.sparse import csgraph
+
+    if matrix.shape[0] <= max(DENSE, count + 1):
+        values, vectors = np.linalg.eigh(matrix.toarray())
+        return values[:count], vectors[:, :count]
+    _, labels = csgraph.connected_components(matrix, directed=False)
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    found = [(nodes, *_connected(matrix[nodes][:, nodes], min(count, len(nodes)))) for nodes in parts]
+    owner = np.concatenate([np.full(len(values), part) for part, (_, values, _) in enumerate(found)])
+    column = np.concatenate([np.arange(len(values)) for _, values, _ in found])
+    every = np.concatenate([values for _, values, _ in found])
+    smallest = np.argsort(every, kind="stable")[:count]
+    vectors = np.zeros((matrix.shape[0], len(smallest)))
+    for place, one in enumerate(smallest):
+        nodes, _, own = found[owner[one]]
+        vectors[nodes, place] = own[:, column[one]]
+    return every[smallest], vectors
+
+
+def _connected(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest eigenvalues of a component's Laplacian."""
     import scipy.sparse
     from scipy.sparse.linalg import eigsh
 
@@ -92,7 +119,7 @@ def _eigen(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np
     if nodes <= max(DENSE, count + 1):
         values, vectors = np.linalg.eigh(matrix.toarray())
         return values[:count], vectors[:, :count]
-    # The smallest ones of a matrix that is nearly singular: the largest of its distance from a bound.
+    # Nearly singular: the largest ones of its distance from a bound are found instead.
     bound = float(abs(matrix).sum(1).max())
     shifted = scipy.sparse.eye_array(nodes) * bound - matrix
     start = np.random.default_rng(0).standard_normal(nodes)
@@ -211,8 +238,9 @@ def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
 def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float[Tensor, "n C"]]:
     """[X, A X, A^2 X, ...] up to A^hops X, A = D^-1/2 (adjacency + I) D^-1/2: averages over so many hops.
 
-    Edges are taken in both directions, equal ones joined. Source: Dwivedi et al. 2023 (LargeGT). Cost:
-    hops E C, nothing of n x n.
+    Edges are taken in both directions, equal ones joined. Computed in float32 (float64 if x is), without
+    gradient: features of the input, computed once. Source: Dwivedi et al. 2023 (LargeGT). Cost: hops E C,
+    nothing of n x n.
     """
     import scipy.sparse
 
@@ -223,8 +251,9 @@ def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float
     adjacency = adjacency + scipy.sparse.eye_array(graph.nodes)
     root = scipy.sparse.diags_array(np.asarray(adjacency.sum(1)).reshape(-1) ** -0.5)
     matrix = (root @ adjacency @ root).tocsr()
-    found, last = [x], x.detach().cpu().numpy()
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    found, last = [x], x.detach().to(wide).cpu().numpy()
     for _ in range(hops):
         last = matrix.astype(last.dtype) @ last
-        found.append(torch.from_numpy(np.ascontiguousarray(last)))
+        found.append(torch.from_numpy(np.ascontiguousarray(last)).to(x.dtype))
     return found

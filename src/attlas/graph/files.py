@@ -31,6 +31,7 @@ def save_graph(graph: Graph, folder: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{target} exists and is no graph: give a new folder, or one with a graph.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    temporary.chmod(0o755)  # a graph is as readable as any other new folder
     try:
         present = {name: part for name in PARTS if (part := getattr(graph, name)) is not None}
         for name, part in present.items():
@@ -67,8 +68,8 @@ def load_graph(folder: str | os.PathLike[str], *, mapped: bool = False) -> Graph
     """The graph of a folder that `save_graph` wrote.
 
     mapped: leave the tensors on disk and let the system read what is used, for graphs larger than memory;
-    their ends are then not checked one by one. UsageError: no such folder, a newer version, a missing or
-    damaged file.
+    their ends are then not checked one by one before they are used. UsageError: no such folder, a newer
+    version, a missing or damaged file.
     """
     place = Path(folder)
     if not (place / "graph.json").is_file():
@@ -77,14 +78,30 @@ def load_graph(folder: str | os.PathLike[str], *, mapped: bool = False) -> Graph
         )
     header = read_json(place / "graph.json")
     check_schema(header, SCHEMA, 1, source=str(place / "graph.json"))
-    parts = {name: _read(place / f"{name}.npy", mapped) for name in header["tensors"]}
-    found = len(parts["sender"])
-    if found != header["edges"]:
-        raise UsageError(f"{place}: graph.json says {header['edges']} edges, sender.npy holds {found}")
-    make = Graph if not mapped else _unchecked
-    return make(
-        senders=header["senders"], receivers=header["receivers"], bipartite=header["bipartite"], **parts
-    )
+    names = ("senders", "receivers", "edges", "bipartite", "tensors")
+    absent = [name for name in names if name not in header] or [
+        name for name in PARTS[:2] if name not in header["tensors"]
+    ]
+    if absent:
+        raise UsageError(f"{place / 'graph.json'} is damaged: it does not say {', '.join(absent)}")
+    parts: dict[str, Any] = {
+        name: _read(place / f"{name}.npy", mapped) for name in header["tensors"] if name in PARTS
+    }
+    for name, part in parts.items():
+        _check_part(place / f"{name}.npy", name, part, header["edges"])
+    fields = {name: header[name] for name in ("senders", "receivers", "bipartite")}
+    try:
+        return (_unchecked if mapped else Graph)(**fields, **parts)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{place} holds no graph: {error}; save it again") from error
+
+
+def _check_part(path: Path, name: str, part: Tensor, edges: int) -> None:
+    """What can be told of a tensor without reading it."""
+    if name not in ("edge_attr",) and (part.dtype != torch.int64 or part.dim() != 1):
+        raise UsageError(f"{path} must hold int64 in one axis, got {part.dtype} {tuple(part.shape)}")
+    if name != "pointer" and (part.dim() < 1 or len(part) != edges):
+        raise UsageError(f"{path} must have a row for each of {edges} edges, got {tuple(part.shape)}")
 
 
 def _read(path: Path, mapped: bool) -> Tensor:

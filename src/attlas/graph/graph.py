@@ -250,10 +250,13 @@ def _check_ends(name: str, ends: Tensor, nodes: int) -> None:
 
 
 def _sorted(by: Tensor, other: Tensor, nodes: int) -> Sorted:
+    counts = torch.bincount(by, minlength=nodes)
+    if counts.numel() > nodes:  # a graph on disk, whose ends were not read before
+        raise ValueError(
+            f"graph: an edge ends at node {counts.numel() - 1}, but there are {nodes}: damaged file"
+        )
     order = torch.argsort(by, stable=True)
-    pointer = torch.zeros(nodes + 1, dtype=torch.int64, device=by.device)
-    torch.cumsum(torch.bincount(by, minlength=nodes), 0, out=pointer[1:])
-    return Sorted(pointer, other[order], order)
+    return Sorted(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), other[order], order)
 
 
 def _pointer(batch: Tensor, nodes: int) -> Tensor:

@@ -38,15 +38,17 @@ def read_edges(
 ) -> NamedGraph:
     """A graph out of a .csv, .tsv or blank-separated file with one edge a line.
 
-    sender, receiver, kind (the edge's type), values (numbers, which become edge_attr): columns by name or by
-    place from 0. header: whether the first line names the columns; by default it does where a column is asked
-    for by name. Nodes and types get numbers in the order in which they first appear; lines that are empty or
-    begin with # are left out. separator: "," for .csv, a tab for .tsv, blanks otherwise.
+    sender, receiver, kind (the edge's type), values (numbers, which become edge_attr in float64): columns by
+    name or by place from 0. header: whether the first line names the columns; by default it does where a
+    column is asked for by name. Nodes and types get numbers in the order in which they first appear; lines
+    that are empty or begin with # are left out. separator: "," for .csv, a tab for .tsv, blanks otherwise.
 
     Nothing is half loaded: UsageError names the line that has too few columns, an empty name or a value that
     is no finite number, and says how many more there are.
     """
     place = Path(path)
+    if separator is not None and len(separator) != 1:
+        raise UsageError(f"separator must be one letter, got {separator!r}")
     named = any(isinstance(column, str) for column in (sender, receiver, kind, *values))
     rows = _rows(place, separator if separator is not None else _SEPARATORS.get(place.suffix.lower()))
     titles: list[str] | None = None
@@ -68,13 +70,15 @@ def _rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if separator is None:
                 for number, line in enumerate(stream, start=1):
-                    if line.strip() and not line.startswith("#"):
+                    if line.strip() and not line.lstrip().startswith("#"):
                         yield number, line.split()
                 return
-            reader = csv.reader(stream, delimiter=separator)
+            reader = csv.reader(stream, delimiter=separator, strict=True)
             for cells in reader:
-                if any(cell.strip() for cell in cells) and not cells[0].startswith("#"):
+                if any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#"):
                     yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: {error}; nothing was loaded") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     except OSError as error:
@@ -122,7 +126,7 @@ def _collected(
     graph = Graph.from_edge_index(
         torch.tensor(ends, dtype=torch.int64).T,
         num_nodes=len(nodes),
-        edge_attr=torch.tensor(numbers) if wanted[2:] else None,
+        edge_attr=torch.tensor(numbers, dtype=torch.float64) if wanted[2:] else None,
         edge_type=None if typed is None else torch.tensor(kinds, dtype=torch.int64),
     )
     return NamedGraph(graph, tuple(nodes), tuple(types))
