@@ -81,19 +81,30 @@ def static_tables(result: Row) -> tuple[StaticTable, ...]:
         )
     if result["small"]:
         small = settings["small"]
+        notes = [
+            f"Bits per held-out byte after {small['steps']} steps of {small['batch']} windows, "
+            "mean and standard deviation over the seeds; all start from equal weights and batches."
+        ]
+        if _alike(result["small"]["rows"]):
+            notes.append("Every two means lie within the larger of their deviations: no difference is shown.")
         found.append(
             _table(
                 "small",
                 f"Small models of {small['layers']} layers trained on {small['length']} bytes at a time",
                 result["small"]["rows"],
                 SMALL,
-                (
-                    f"Bits per held-out byte after {small['steps']} steps of {small['batch']} windows, "
-                    "mean and standard deviation over the seeds; all start from equal weights and batches.",
-                ),
+                tuple(notes),
             )
         )
     return tuple(found)
+
+
+def _alike(rows: Sequence[Row]) -> bool:
+    """Whether no two rows differ by more than their seeds do."""
+    known = [row for row in rows if row["sd"] is not None]
+    return len(known) == len(rows) > 1 and all(
+        abs(one["bits"] - two["bits"]) <= max(one["sd"], two["sd"]) for one in rows for two in rows
+    )
 
 
 def _share(name: str, digits: str = ".1%") -> Callable[[Row], str]:
