@@ -30,8 +30,8 @@ NOTES = [
     "compared with dense attention before.",
     "sdpa_ms: torch's causal attention; for grids, attention without a mask. bound: its pairs / pairs of "
     "the pattern; of_bound: speedup / bound. It may exceed 1: the kernels differ also on dense attention.",
-    "The aims at 4096 tokens and more: of_bound 0.5 for windows and plans and 0.3 for grids, forward and with "
-    "backward; layout_share 0.05 at 8192 tokens.",
+    "The aims at 4096 tokens and more: of_bound 0.5 for windows and plans and 0.3 for grids, forward and "
+    "with backward; layout_share 0.05 at 8192 tokens.",
     "flex_ms: FlexAttention compiled by torch, forward, its block mask made before and not counted; it has "
     f"no backward on the CPU. Up to {FLEX_TOKENS} tokens: making its mask holds all pairs as integers.",
     "layout_ms: what the first call on a pattern costs beyond the next one (forward, up to 8192 tokens), at "

@@ -40,8 +40,8 @@ NOTES = [
     "still in a cache. Medians of runs in turns in one process; each result is checked before.",
     "dense_ms: SDPA on the full cache. fewer_bytes: bytes of the full cache over those that are kept, which "
     "is what a reader as good as SDPA would gain; of_bytes: the speedup as a share of it.",
-    "The aim: of_bound 0.75 at batch 1 and 8. At batch 1 a layer's call, which is python, takes about as long "
-    "as reading its keys; in bfloat16 the numbers must be widened before they are multiplied.",
+    "The aim: of_bound 0.75 at batch 1 and 8. At batch 1 a layer's call, which is python, takes about as "
+    "long as reading its keys; in bfloat16 the numbers must be widened before they are multiplied.",
     "bound_ms: bytes of keys and values / read bandwidth, measured in the same run. call_us: one layer's "
     "call on 64 kept tokens, which is nearly all overhead.",
 ]

@@ -42,7 +42,7 @@ NOTES = [
     f"{CHUNK} in plain autograd, over that of scan; both with explicit features.",
     "efficiency length: where scan comes to cost less than causal SDPA and stays so, between the measured "
     "lengths by a straight line in logarithms; the shortest measured length where it does from there on.",
-    "In memory causal SDPA is linear, too: a form whose efficiency length in memory is empty takes more than it.",
+    "In memory causal SDPA is linear, too: a form whose efficiency length in memory is empty takes more.",
     "decode: one token after so many others, with its new state; bytes: of the state, and of the key-value "
     "cache that SDPA reads; its efficiency length in memory: tokens whose keys and values take as many.",
 ]

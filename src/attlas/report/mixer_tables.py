@@ -81,9 +81,9 @@ def _task_table(task: Row, settings: Row) -> StaticTable:
         f"Equal budgets: the width of the MLP makes the parameters of the blocks those of {reference} with "
         f"an MLP of {settings['ratio']} times the width; the steps make the FLOPs of training those of its "
         f"{task['steps']} steps of {task['batch']} sequences. MFLOP: forward and backward of one sequence "
-        "as computed. A mixer that has not learnt the task within these FLOPs is judged by how fast it learns, "
-        "not by what its state can hold. State: what the mixers of the network keep of one sequence of this length; none: they "
-        "cannot go on token by token.",
+        "as computed. A mixer that has not learnt the task within these FLOPs is judged by how fast it "
+        "learns, not by what its state can hold. State: what the mixers of the network keep of one sequence "
+        "of this length; none: they cannot go on token by token.",
     ]
     for row in there:
         if row["uncounted"]:
