@@ -239,7 +239,9 @@ def test_nan_in_padding_is_in_the_released_sums_alone():
 def test_wrong_requests_are_told():
     with pytest.raises(ValueError, match="axis 1 must have at least one entry per head, got 2 entries for 3"):
         GAAM(3, dim=1)(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"dim must be an axis of x, from -2 to 1, got 5 and x of shape \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"dim must be an axis of x, from -2 to 1, got 5 and x of shape \(1, 2\)"
+    ):
         GAAM(1, dim=5)(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="heads and gaussians must be at least 1, got 2 and 0"):
         GAAM(2, gaussians=0)

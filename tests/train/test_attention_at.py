@@ -113,11 +113,13 @@ def test_norms_are_taken_in_float32_under_bfloat16():
 
 def test_an_unknown_norm_is_refused(isolated_python):
     said = isolated_python(
-        "import torch; from attlas.train.attention_at import iat_perturbation as iat",
-        "try: iat(torch.ones(1, 2), torch.ones(1, 2), 1.0, direction_norm='columns')",
-        "except ValueError as error: print(error)",
+        "import torch; from attlas.train.attention_at import IAT, iat_perturbation as iat",
+        "for call in (lambda: IAT(1.0, 'columns'),",
+        "    lambda: iat(torch.ones(1, 2), torch.ones(1, 2), 1.0, direction_norm='columns')):",
+        "    try: call()",
+        "    except ValueError as error: print(error)",
     )
-    assert said == "direction_norm must be one of row, global, none, got 'columns'"
+    assert said.splitlines() == ["direction_norm must be one of row, global, none, got 'columns'"] * 2
 
 
 # --- the objective -----------------------------------------------------------------------------------------

@@ -114,7 +114,9 @@ def importance(weights: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     For the heat map of many samples give the mean of their weights. ValueError: there is no weight.
     """
     if not weights.numel():
-        raise ValueError(f"importance: weights must have at least one entry, got shape {tuple(weights.shape)}")
+        raise ValueError(
+            f"importance: weights must have at least one entry, got shape {tuple(weights.shape)}"
+        )
     low, high = weights.min(), weights.max()
     if bool(high == low):
         return torch.zeros_like(weights)
@@ -191,7 +193,7 @@ class GAAM(nn.Module):
         # Padding, be it NaN, takes no part in products or their gradients.
         kept = x.masked_fill(~mask, 0.0)
         if self.official:
-            # As released, its densities stay in the sum that divides all weights: NaN there is NaN everywhere.
+            # As released, its densities stay in the sum that divides all weights: NaN spreads from there.
             return torch.where(mask, kept * self.weights(x, mask), x)
         return torch.where(mask, (kept * self.weights(kept, mask)).to(x.dtype), x)
 

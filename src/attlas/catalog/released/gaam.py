@@ -38,7 +38,7 @@ def redundant(seed: int) -> Mapping[str, float]:
 
 
 def clamped(seed: int) -> Mapping[str, float]:
-    """What weights sum to where the sum of the densities stays below eps, in the release and in the formula."""
+    """What weights sum to where the sum of the densities stays below eps."""
     import torch
 
     from attlas.layers.gaam import gaussian_weights, released_weights

@@ -130,8 +130,8 @@ RELEASED = (
         compared=COMPARED,
         shown=(
             f"{NODES} random nodes and a dense map: at p = {P} the released step moves the nodes by "
-            "{moved, release, p 125:.2%} of their length, at 1.5 by {moved, release, p 150:.1%} and at 1.75 by "
-            "{moved, release, p 175:.0%}; where edges between equal features have weight 0, by "
+            "{moved, release, p 125:.2%} of their length, at 1.5 by {moved, release, p 150:.1%} and at 1.75 "
+            "by {moved, release, p 175:.0%}; where edges between equal features have weight 0, by "
             "{moved, here, p 125:.0%}, {moved, here, p 150:.0%} and {moved, here, p 175:.0%}. At p = 2 both "
             "move them by {moved, here, p 200:.0%}."
         ),
@@ -146,8 +146,8 @@ RELEASED = (
         paper="An attention module has one graph of queries and values, in training and in use.",
         release=(
             "Self-attention takes the graph of queries and values where `past_key_value` is given, and the "
-            "values' own where it is not. All three tasks build `BertLMHeadModel`, a decoder, which is trained "
-            "without a cache and generates captions and answers with one."
+            "values' own where it is not. All three tasks build `BertLMHeadModel`, a decoder, which is "
+            "trained without a cache and generates captions and answers with one."
         ),
         consequence=(
             "Self-attention is trained on the values' own graph, reads its prompt on it, and decodes every "
@@ -160,13 +160,13 @@ RELEASED = (
         figures=graphs,
         compared=(
             "The choice of the graph was read. As committed `BertSelfAttention.forward` uses "
-            "`mixed_query_layer` and `key_layer` and assigns neither, so that it cannot run; the step of "
-            "either graph was compared as above."
+            "`mixed_query_layer` and `key_layer` and assigns neither, so that it cannot run. The released "
+            "step of either graph is that of `PAdapter(official=True)` to 3e-16."
         ),
         shown=(
-            f"{NODES} random tokens, a causal map, p = {P}: behind a prompt of {PROMPT} tokens the results of "
-            "the step on both graphs differ by {difference:.0%} of those of training. Their cosine with the "
-            "token's own value is {cosine with the own value, training:.3f} in training and "
+            f"{NODES} random tokens, a causal map, p = {P}: behind a prompt of {PROMPT} tokens the results "
+            "of the step on both graphs differ by {difference:.0%} of those of training. Their cosine with "
+            "the token's own value is {cosine with the own value, training:.3f} in training and "
             "{cosine with the own value, decoding:.3f} in cached decoding, their length "
             "{length, training:.2f} and {length, decoding:.2f} of the value's."
         ),
