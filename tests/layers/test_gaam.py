@@ -214,11 +214,35 @@ def test_gradients_and_bfloat16():
 def test_importance_is_between_zero_and_one():
     assert importance(torch.tensor([1.0, 3.0, 2.0])).tolist() == [0.0, 1.0, 0.5]
     assert importance(torch.full((2, 2), 0.3)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert importance(torch.tensor([1.0, math.nan])).isnan().all(), "no zeros that look like equal weights"
+    with pytest.raises(ValueError, match=r"weights must have at least one entry, got shape \(2, 0\)"):
+        importance(torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize("scales", [[0.0], [0.0, 1.0], [0.0, 0.0, 2.0]])
+def test_a_scale_of_zero_takes_the_nearest_entry(scales):
+    x = torch.tensor([[1.0, 2.0, 4.0, 9.0]])  # mean 4
+    offset = torch.zeros(len(scales), requires_grad=True)
+    scale = torch.tensor(scales, requires_grad=True)
+    found = gaussian_weights(x, offset, scale, dim=1)
+    assert found.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    for grad in torch.autograd.grad((found * x).sum(), [offset, scale]):
+        assert grad.isfinite().all()
+
+
+def test_nan_in_padding_is_in_the_released_sums_alone():
+    x, valid = torch.tensor([[1.0, 2.0, math.nan]]), torch.tensor([[True, True, False]])
+    assert GAAM(1, official=True)(x, valid=valid)[0, :2].isnan().all()
+    assert GAAM(1)(x, valid=valid)[0, :2].isfinite().all()
 
 
 def test_wrong_requests_are_told():
     with pytest.raises(ValueError, match="axis 1 must have at least one entry per head, got 2 entries for 3"):
         GAAM(3, dim=1)(torch.zeros(1, 2))
+    with pytest.raises(
+        ValueError, match=r"dim must be an axis of x, from -2 to 1, got 5 and x of shape \(1, 2\)"
+    ):
+        GAAM(1, dim=5)(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="heads and gaussians must be at least 1, got 2 and 0"):
         GAAM(2, gaussians=0)
     with pytest.raises(ValueError, match="official form's clamp depends on K"):

@@ -293,3 +293,45 @@ def test_wrong_sizes_are_told():
         layer.advance(torch.randn(2, 1, WIDTH), uneven)
     with pytest.raises(ValueError, match="PLGA: x must have at least one batch row and one token"):
         layer(torch.randn(1, 0, WIDTH))
+    with pytest.raises(ValueError, match="PLGA: x must have at least one batch row and one token"):
+        layer.begin(torch.randn(1, 0, WIDTH))
+    for sizes, named in (((16, 0), {}), ((16, 2), {"kv_heads": 0})):
+        with pytest.raises(ValueError, match="width, heads and kv_heads must be at least 1, got 16, "):
+            PLGA(*sizes, **named)
+    for other in (MetricLearner(4, HEADS, units=1), FixedCurvature(torch.zeros(HEADS, 4, 4))):
+        with pytest.raises(ValueError, match="made for 2 heads of width 8, got one for 2 heads of width 4"):
+            PLGA(WIDTH, HEADS, metric=other)
+
+
+@pytest.mark.parametrize("make", [PLGA, PrefixPLGA])
+def test_inputs_of_other_sizes_are_told(make):
+    layer = make(WIDTH, HEADS)
+    _, state = layer.begin(torch.randn(2, 3, WIDTH))
+    for call in (layer, layer.begin, lambda x: layer.advance(x, state)):
+        with pytest.raises(ValueError, match=r"PLGA: x must be \(B, N, 16\), got shape \(2, 3, 8\)"):
+            call(torch.randn(2, 3, 8))
+    with pytest.raises(ValueError, match="must have the 2 rows of the state, got 1: every row goes on"):
+        layer.advance(torch.randn(1, 1, WIDTH), state)
+
+
+def test_a_mask_of_another_shape_is_told(isolated_python):
+    said = isolated_python(
+        "import torch; from attlas.layers import PLGA",
+        "try: PLGA(16, 2)(torch.randn(2, 3, 16), valid=torch.ones(2, 4, dtype=torch.bool))",
+        "except ValueError as error: print(error)",
+    )
+    assert said == "PLGA: valid must be of shape (2, 3), (B, N) of x, got (2, 4)"
+
+
+def test_the_prefix_form_makes_its_matrix_again_without_the_cache():
+    layer = disturbed(PrefixPLGA(WIDTH, HEADS, chunk=3))
+    x = drawn(2, 11, WIDTH)
+    _, both = layer.begin(x[:, :7])
+    keys = kv_cache_only(both)
+    assert set(both.parts) - set(keys.parts) == {"curvature"}
+    wanted = layer(x)
+    for at in range(7, 11):
+        one, keys = layer.advance(x[:, at : at + 1], kv_cache_only(keys))
+        torch.testing.assert_close(one[:, 0], wanted[:, at], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="PrefixPLGA: every chunk has matrices of its own.*; take PLGA"):
+        layer.traced(x)

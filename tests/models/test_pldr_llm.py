@@ -75,6 +75,31 @@ def test_padding_and_batches():
     padded = torch.cat([torch.randint(0, 23, (1, 2)), ids, torch.randint(0, 23, (1, 1))], 1)
     valid = torch.tensor([[False] * 2 + [True] * 6 + [False]])
     torch.testing.assert_close(model(padded, valid=valid)[:, 2:-1], model(ids), rtol=0, atol=1e-12)
+    for ours, alone in zip(model.deduced(padded, valid=valid), model.deduced(ids), strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-9, atol=1e-9)
+    for ours, alone in zip(model.curvatures(padded, valid=valid), model.curvatures(ids), strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-9, atol=1e-9)
+    weights = (1.0, 1.0, 1.0)
+    wanted = model.dag_penalty(ids, weights)
+    torch.testing.assert_close(model.dag_penalty(padded, weights, valid=valid), wanted, rtol=1e-9, atol=0)
+    assert abs(model.dag_penalty(padded, weights) - wanted) > 1e-3
+
+
+def test_what_the_prefix_form_does_not_have_is_told():
+    model, ids = made(attention=lambda layer: PrefixPLGA(16, 2, chunk=4)), torch.randint(0, 23, (1, 9))
+    for call in (model.curvatures, model.deduced, lambda ids: model.dag_penalty(ids, (1.0, 0.0, 0.0))):
+        with pytest.raises(ValueError, match="a text has not one A or G to deduce, to penalise .*take PLGA"):
+            call(ids)
+    _, state = model.begin(ids[:, :6])
+    rest, _ = model.advance(ids[:, 6:], kv_cache_only(state))
+    torch.testing.assert_close(rest, model(ids)[:, 6:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 0}, {"layers": 0}, {"vocabulary": 0}, {"width": 0}])
+def test_sizes_below_one_are_told(wrong):
+    sizes = {"vocabulary": 23, "width": 16, "heads": 2, "layers": 2} | wrong
+    with pytest.raises(ValueError, match="vocabulary, width, heads and layers must be at least 1, got "):
+        PLDRConfig(**sizes)
 
 
 def test_the_ablation_has_no_learner():

@@ -113,11 +113,13 @@ def test_norms_are_taken_in_float32_under_bfloat16():
 
 def test_an_unknown_norm_is_refused(isolated_python):
     said = isolated_python(
-        "import torch; from attlas.train.attention_at import iat_perturbation as iat",
-        "try: iat(torch.ones(1, 2), torch.ones(1, 2), 1.0, direction_norm='columns')",
-        "except ValueError as error: print(error)",
+        "import torch; from attlas.train.attention_at import IAT, iat_perturbation as iat",
+        "for call in (lambda: IAT(1.0, 'columns'),",
+        "    lambda: iat(torch.ones(1, 2), torch.ones(1, 2), 1.0, direction_norm='columns')):",
+        "    try: call()",
+        "    except ValueError as error: print(error)",
     )
-    assert said == "direction_norm must be one of row, global, none, got 'columns'"
+    assert said.splitlines() == ["direction_norm must be one of row, global, none, got 'columns'"] * 2
 
 
 # --- the objective -----------------------------------------------------------------------------------------
@@ -303,3 +305,13 @@ def test_one_logit_is_a_binary_label():
     logits, labels = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 0])
     wanted = -(torch.sigmoid(torch.tensor(0.3)).log() + torch.sigmoid(torch.tensor(2.0)).log()) / 2
     torch.testing.assert_close(answer_loss(logits, labels), wanted)
+
+
+def test_sizes_and_empty_rows_are_told():
+    scores = torch.zeros(2, 3)
+    for eps in (-1.0, float("nan"), float("inf")):
+        for make in (AT, IAT, RandomDirection, lambda eps: at_perturbation(scores, eps)):
+            with pytest.raises(ValueError, match=f"eps must be a finite number of at least 0, got {eps}: "):
+                make(eps)
+    with pytest.raises(ValueError, match=r"scores must have at least one token in a row, got shape \(2, 0\)"):
+        iat_perturbation(scores[:, :0], scores[:, :0], 1.0)

@@ -93,8 +93,9 @@ from attlas.layers.p_adapter import (
     pooled_nodes,
 )
 from attlas.layers.performer import PerformerAttention
-from attlas.layers.plga import PLGA, PrefixPLGA, kv_cache_only
+from attlas.layers.plga import PLGA, kv_cache_only
 from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, dag_penalty
+from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias

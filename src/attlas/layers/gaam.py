@@ -26,6 +26,7 @@ __all__ = [
 
 EPSILON = 1e-8
 SCALE = 2.0  # the paper's start
+NARROWEST = 1e-6  # a scale nearer to 0 counts as this
 
 
 def masked_moments(
@@ -46,9 +47,10 @@ def masked_moments(
 def collapsed(offset: Float[Tensor, "K"], scale: Float[Tensor, "K"]) -> tuple[Tensor, Tensor]:
     """(offset, scale) of the one Gaussian that K Gaussians of a common variance are, up to a factor.
 
-    1 / c^2 = sum_k 1 / c_k^2, delta = c^2 sum_k delta_k / c_k^2: the product has no more modes than one.
+    1 / c^2 = sum_k 1 / c_k^2, delta = c^2 sum_k delta_k / c_k^2: the product has no more modes than one. A
+    scale nearer to 0 than 1e-6 counts as that, and gets no gradient.
     """
-    precision = scale.square().reciprocal()
+    precision = scale.square().clamp_min(NARROWEST**2).reciprocal()
     total = precision.sum()
     return (offset * precision).sum() / total, total.rsqrt()
 
@@ -107,12 +109,16 @@ def released_weights(
 
 
 def importance(weights: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """(w - min w) / (max w - min w), in [0, 1]; zeros where all weights are equal.
+    """(w - min w) / (max w - min w), in [0, 1]; zeros where all weights are equal, NaN where one is.
 
-    For the heat map of many samples give the mean of their weights.
+    For the heat map of many samples give the mean of their weights. ValueError: there is no weight.
     """
+    if not weights.numel():
+        raise ValueError(
+            f"importance: weights must have at least one entry, got shape {tuple(weights.shape)}"
+        )
     low, high = weights.min(), weights.max()
-    if not bool(high > low):
+    if bool(high == low):
         return torch.zeros_like(weights)
     return (weights - low) / (high - low)
 
@@ -128,8 +134,9 @@ class GAAM(nn.Module):
         official: `released_weights`, scales that start at exp(N(0, 1)), and eps 1e-8 whatever is asked for:
             the released wrapper passes it in another argument's position.
 
-    Shapes: any. Padding (`valid` False) passes through unchanged and counts nowhere. ValueError where the
-    axis is shorter than the heads. Cost: O(elements).
+    Shapes: any. Padding (`valid` False) passes through unchanged and counts nowhere; in the official form it
+    stays in the sums, where NaN reaches real entries. ValueError where x has no such axis, or one shorter
+    than the heads. Cost: O(elements).
     """
 
     def __init__(
@@ -152,6 +159,11 @@ class GAAM(nn.Module):
         self, x: Float[Tensor, "*axes"], valid: Bool[Tensor, "*axes"] | None = None
     ) -> Float[Tensor, "*axes"]:
         """w, float32 at least; each head's part sums to 1 over its valid entries."""
+        if not -x.dim() <= self.dim < x.dim():
+            raise ValueError(
+                f"GAAM: dim must be an axis of x, from {-x.dim()} to {x.dim() - 1}, got {self.dim} and x of "
+                f"shape {tuple(x.shape)}"
+            )
         length = x.shape[self.dim]
         if length < self.heads:
             raise ValueError(
@@ -178,9 +190,10 @@ class GAAM(nn.Module):
         if valid is None:
             return (x * self.weights(x)).to(x.dtype)
         mask = valid.reshape(*valid.shape, *(1,) * (x.dim() - valid.dim())).expand_as(x)
-        # Nothing of the padding, be it NaN, takes part in products or their gradients.
+        # Padding, be it NaN, takes no part in products or their gradients.
         kept = x.masked_fill(~mask, 0.0)
         if self.official:
+            # As released, its densities stay in the sum that divides all weights: NaN spreads from there.
             return torch.where(mask, kept * self.weights(x, mask), x)
         return torch.where(mask, (kept * self.weights(kept, mask)).to(x.dtype), x)
 

@@ -121,9 +121,10 @@ def p_laplacian_official(
 ) -> Float[Tensor, "B H N W"]:
     """The step as the released code computes it, with the differences of all pairs in memory.
 
-    g is ||sqrt(A + 1e-8) (F_j - F_i) + 1e-8||. On a graph with self-loops they get g ~ 1e-8 sqrt(W), for
-    p < 2 a weight so large that the step gives F_i. augmented: β is read off the diagonal of a block beside
-    the diagonal, so that its term is 0. p is not limited.
+    g is ||sqrt(A + 1e-8) (F_j - F_i) + 1e-8||. On a graph with self-loops they get g ~ 1e-8 sqrt(W), and for
+    p well below 2 most of the weight: the step is next to F_i at p = 1.25, and about half of it at 1.75.
+    augmented: β is read off the diagonal of a block beside the diagonal, so that its term is 0. p is not
+    limited.
     """
     p, mu = (torch.as_tensor(one, dtype=senders.dtype, device=senders.device) for one in (p, mu))
     apart = (attention + 1e-8).sqrt().unsqueeze(-1) * (senders.unsqueeze(2) - receivers.unsqueeze(3))
@@ -172,8 +173,9 @@ class PAdapter(nn.Module):
     Args:
         width, heads: of the attention; reduction: r, features have width / r columns in all heads together.
         p: where the learned exponent starts; kept within [1, 3]. mu: μ0 of μ = μ0 (2 + tanh m), m from 0.
-        augmented: the graph of queries and values (decoders, cross-attention, and here by default), or the
-            values' own, which the released code takes in encoders.
+        augmented: the graph of queries and values, or the values' own. The released code takes the first in
+            cached decoding and cross-attention, the second in self-attention without a cache (training,
+            prompts).
         official: the released step, see `p_laplacian_official`; it needs `attention`.
 
     forward(out, queries, values, ...): D(attn) (B, N, C), D(queries) (B, N, C), D(values) (B, M, C), and the

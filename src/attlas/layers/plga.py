@@ -9,23 +9,18 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attlas.attend import attend
 from attlas.layers.inputs import check_tokens
-from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.layers.plga_metric import MetricLearner, density
 from attlas.layers.rotary import rotary_pairs
-from attlas.pattern import Pattern, Tokens, causal, dense
+from attlas.pattern import Pattern, Tokens, causal
 from attlas.scan import State
-from attlas.scan.state import wide
 from attlas.score import Bilinear, Dot
 
-__all__ = ["PLGA", "PrefixPLGA", "kv_cache_only"]
+__all__ = ["PLGA", "kv_cache_only", "place_of"]
 
 G_CACHE = ("metric", "curvature")
-CHUNK = 16
-"""Of the registered causal mixer."""
 
 
 class PLGA(nn.Module):
@@ -36,7 +31,8 @@ class PLGA(nn.Module):
         metric: `MetricLearner` (8 units, depth 2) unless given; `FixedCurvature` is the ablation.
         pattern: causal unless given. base: of the rotary positions of queries and keys, pairs of neighbours.
         official: the released code starts the keys' projection twice and leaves the values' at torch's
-            default, with narrower weights (by sqrt 3) and a bias that is not zero.
+            default, with narrower weights (by sqrt 3) and a bias that is not zero. It is the start alone:
+            padding, which the release lets into q^T q, is left out here too.
 
     Shapes: (B, N, width) -> (B, N, width). **Without a given curvature no output is causal, whatever the
     pattern: G is made of all queries.** With it, it is as causal as the pattern: `begin` on a prompt and
@@ -58,6 +54,10 @@ class PLGA(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
+        if min(width, heads, kv_heads) < 1:
+            raise ValueError(
+                f"PLGA: width, heads and kv_heads must be at least 1, got {width}, {heads}, {kv_heads}"
+            )
         if width % heads or heads % kv_heads or (width // heads) % 2:
             raise ValueError(
                 "PLGA: width must be an even multiple of heads (rotary positions turn pairs of columns) and "
@@ -66,6 +66,12 @@ class PLGA(nn.Module):
         self.heads, self.kv_heads, self.head, self.base = heads, kv_heads, width // heads, base
         self.pattern = causal() if pattern is None else pattern
         self.metric: Any = MetricLearner(self.head, heads) if metric is None else metric
+        made = getattr(self.metric, "sizes", (heads, self.head))
+        if made != (heads, self.head):
+            raise ValueError(
+                f"PLGA: metric must be made for {heads} heads of width {self.head}, got one for {made[0]} "
+                f"heads of width {made[1]}"
+            )
         self.query = nn.Linear(width, width)
         self.key, self.value = (nn.Linear(width, kv_heads * self.head) for _ in range(2))
         self.out = nn.Linear(width, width)
@@ -84,19 +90,47 @@ class PLGA(nn.Module):
 
         `valid` False marks padding, anywhere.
         """
-        check_tokens("PLGA", x=x)
+        return self._run(x, curvature, valid)[0]
+
+    def traced(
+        self, x: Float[Tensor, "B N C"], *, valid: Bool[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B H h h"]]:
+        """`forward`, and A of these tokens, of which `metric.deduce` makes A_LM, A_P and G."""
+        return self._run(x, None, valid)
+
+    def _run(self, x: Tensor, curvature: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        self._check(x)
         if valid is None:
             return self._whole(x, curvature, None)
+        if valid.shape != x.shape[:2]:
+            raise ValueError(
+                f"PLGA: valid must be of shape {tuple(x.shape[:2])}, (B, N) of x, got {tuple(valid.shape)}"
+            )
         # Real tokens first: then their places are 0, 1, ... in every row, and the pattern is that of places.
         order = valid.logical_not().to(torch.int8).argsort(dim=1, stable=True)
         x = _rows(x.masked_fill(~valid[..., None], 0.0), order)
-        return _rows(self._whole(x, curvature, valid.gather(1, order)), order.argsort(1))
+        out, learnt = self._whole(x, curvature, valid.gather(1, order))
+        return _rows(out, order.argsort(1)), learnt
+
+    def _check(self, x: Tensor, state: State | None = None) -> None:
+        """No token only where a state goes on; the width; and the rows of the state."""
+        if state is None:
+            check_tokens("PLGA", x=x)
+        width = self.query.in_features
+        if x.shape[-1] != width:
+            raise ValueError(f"PLGA: x must be (B, N, {width}), got shape {tuple(x.shape)}")
+        if state is not None and len(x) != len(state.position):
+            raise ValueError(
+                f"PLGA: x must have the {len(state.position)} rows of the state, got {len(x)}: every row "
+                "goes on from its own keys"
+            )
 
     def begin(self, x: Float[Tensor, "B N C"]) -> tuple[Float[Tensor, "B N C"], State]:
         """The prompt, and what decoding needs: keys, values and A ("learnt"), and the G-cache A_LM, G_LM.
 
         A stays that of the prompt. `kv_cache_only(state)` drops the G-cache, and `advance` computes G again.
         """
+        self._check(x)
         query, key, value = self._projected(x, 0)
         learnt = self.metric.learn(density(query))
         found = self.metric.deduce(learnt)
@@ -109,7 +143,8 @@ class PLGA(nn.Module):
 
     def advance(self, x: Float[Tensor, "B N C"], state: State) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row: G from the G-cache, or else from A, which is the same number."""
-        before = _place(state)
+        self._check(x, state)
+        before = place_of(state)
         if "curvature" in state.parts:
             curvature = state["curvature"]
         else:
@@ -119,12 +154,15 @@ class PLGA(nn.Module):
         parts = {**state.parts, "key": key, "value": value}
         return out, State(parts, state.position + x.shape[1])
 
-    def _whole(self, x: Tensor, curvature: Tensor | None, valid: Tensor | None) -> Tensor:
+    def _whole(self, x: Tensor, curvature: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Any]:
+        """The output, and A where no G is given."""
         query, key, value = self._projected(x, 0)
+        learnt = None
         if curvature is None:
-            curvature = self.metric.deduce(self.metric.learn(density(query, valid))).curvature
+            learnt = self.metric.learn(density(query, valid))
+            curvature = self.metric.deduce(learnt).curvature
         at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
-        return self._attended(query, key, value, curvature, at, at)
+        return self._attended(query, key, value, curvature, at, at), learnt
 
     def _projected(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         places = torch.arange(start, start + x.shape[1], device=x.device)
@@ -153,81 +191,8 @@ class PLGA(nn.Module):
         return out
 
 
-class PrefixPLGA(PLGA):
-    """`PLGA` that is causal in training too: G of a chunk comes from the queries of earlier chunks alone.
-
-        G_c = G_LM(sum_{i < c L} q_i q_i^T),   c = floor(position / L)
-
-    chunk: L, the tokens that share a G; the first chunk has that of no query at all, a learned constant. With
-    1 every token has its own. Not of the paper, which trains with the G of the whole sequence.
-    Cost: the learner once per chunk, N / L h^2 numbers a head for the matrices.
-    """
-
-    def __init__(self, width: int, heads: int, *, chunk: int = 64, **named: object) -> None:
-        super().__init__(width, heads, **named)  # type: ignore[arg-type]
-        if chunk < 1:
-            raise ValueError(f"PrefixPLGA: chunk must be at least 1 token, got {chunk}")
-        if not self.pattern.is_causal:
-            raise ValueError(f"PrefixPLGA: pattern must be causal, got {self.pattern}")
-        self.chunk = chunk
-
-    def start(self, batch: int) -> State:
-        """Before the first token."""
-        like = self.key.weight
-        nothing = like.new_zeros(batch, self.kv_heads, 0, self.head)
-        zero = like.new_zeros(batch, self.heads, self.head, self.head, dtype=wide(like.dtype))
-        parts = {"key": nothing, "value": nothing, "density": zero, "open": zero}
-        parts |= {"curvature": self._curvature(zero)}
-        return State(parts, torch.zeros(batch, dtype=torch.int64, device=like.device))
-
-    def begin(self, x: Float[Tensor, "B N C"]) -> tuple[Float[Tensor, "B N C"], State]:
-        """The prompt, from the beginning."""
-        return self.advance(x, self.start(x.shape[0]))
-
-    def advance(self, x: Float[Tensor, "B N C"], state: State) -> tuple[Float[Tensor, "B N C"], State]:
-        """The next N tokens of every row."""
-        query, key, value, own, there = self._behind(x, state, _place(state))
-        with torch.autocast(x.device.type, enabled=False):
-            folded, parts = self._folded(query, state)
-        out = self._attended(folded, key, value, None, own, there)
-        return out, State(parts | {"key": key, "value": value}, state.position + x.shape[1])
-
-    def _whole(self, x: Tensor, curvature: Tensor | None, valid: Tensor | None) -> Tensor:
-        if curvature is not None:
-            return super()._whole(x, curvature, valid)
-        query, key, value = self._projected(x, 0)
-        seen = query if valid is None else query.masked_fill(~valid[:, None, :, None], 0.0)
-        at = Tokens(x.shape[1], valid=valid, total=x.shape[1])
-        with torch.autocast(x.device.type, enabled=False):
-            folded, _ = self._folded(seen, self.start(len(x)))
-        return self._attended(folded, key, value, None, at, at)
-
-    def _folded(self, query: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        """q G of every token's chunk, and the sums behind the last of them."""
-        offset, count = _place(state) % self.chunk, query.shape[2]
-        chunks = (offset + count) // self.chunk + 1  # the last is open, and may be empty
-        front = functional.pad(
-            query.to(wide(query.dtype)), (0, 0, offset, chunks * self.chunk - offset - count)
-        )
-        front = front.unflatten(2, (chunks, self.chunk))
-        sums = front.mT @ front
-        sums = torch.cat([sums[:, :, :1] + state["open"][:, :, None], sums[:, :, 1:]], 2)
-        before = torch.cat([state["density"][:, :, None], sums[:, :, :-1]], 2).cumsum(2)
-        later = self._curvature(before[:, :, 1:].transpose(1, 2)).transpose(1, 2)
-        curvature = torch.cat([state["curvature"][:, :, None], later], 2)
-        folded = (front @ curvature).flatten(2, 3)[:, :, offset : offset + count].to(query.dtype)
-        names = ("density", "open", "curvature")
-        return folded, {
-            name: part[:, :, -1] for name, part in zip(names, (before, sums, curvature), strict=True)
-        }
-
-    def _curvature(self, summed: Tensor) -> Tensor:
-        found: Tensor = self.metric.deduce(self.metric.learn(summed)).curvature
-        return found
-
-
 def kv_cache_only(state: State) -> State:
-    """The state of `PLGA.begin`, of a layer or of a whole model, without the G-cache."""
+    """The state of `PLGA` or `PrefixPLGA`, of a layer or of a whole model, without the G-cache."""
     parts = {
         name: kv_cache_only(part) if isinstance(part, State) else part
         for name, part in state.parts.items()
@@ -240,28 +205,9 @@ def _rows(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
 
 
-def _place(state: State) -> int:
+def place_of(state: State) -> int:
+    """The one position of all rows; ValueError where they stand at several."""
     place = int(state.position[0])
     if bool((state.position != place).any()):
         raise ValueError("all rows of a state must stand at one position to go on together")
     return place
-
-
-def _make(setting: Setting) -> nn.Module:
-    head = setting.width // setting.heads
-    metric = MetricLearner(head, setting.heads, units=2)
-    if setting.causal:
-        return PrefixPLGA(setting.width, setting.heads, metric=metric, chunk=CHUNK)
-    return PLGA(setting.width, setting.heads, metric=metric, pattern=dense())
-
-
-register_mixer(
-    MixerEntry(
-        "plga",
-        _make,
-        frozenset({"NS", "CS"}),
-        stateful=True,
-        padding=True,
-        why_not="its matrix is learned from the queries of the sequence that the keys belong to",
-    )
-)

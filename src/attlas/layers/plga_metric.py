@@ -140,6 +140,12 @@ class MetricLearner(nn.Module):
         zeros = {name: torch.zeros(heads, head, head) for name in ("bias", "coupling_bias")}
         self.matrices = nn.ParameterDict(matrices | zeros)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Heads, and the width of one."""
+        heads, head, _ = self.matrices["weight"].shape
+        return heads, head
+
     def learn(self, density: Float[Tensor, "*B H h h"]) -> Float[Tensor, "*B H h h"]:
         """A, the metric tensor, of q^T q."""
         with torch.autocast(density.device.type, enabled=False):
@@ -165,6 +171,12 @@ class FixedCurvature(nn.Module):
     def __init__(self, matrix: Float[Tensor, "H h h"]) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.detach().clone())
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Heads, and the width of one."""
+        heads, head, _ = self.matrix.shape
+        return heads, head
 
     def learn(self, density: Float[Tensor, "*B H h h"]) -> Float[Tensor, "*B H h h"]:
         """The matrix, once for every row of the batch."""

@@ -28,7 +28,7 @@ class PLDRConfig:
 
     units (R), depth (D), metric_inner: of the metric learner, 8 h / 3 rounded down unless given; inner: of
     the feed-forward GLU, 8 width / 3 rounded down unless given. official: as the released code starts (see
-    `PLGA`).
+    `PLGA`). ValueError: a vocabulary, width, heads or layers below 1.
     """
 
     vocabulary: int
@@ -41,6 +41,14 @@ class PLDRConfig:
     inner: int | None = None
     base: float = 10000.0
     official: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = self.vocabulary, self.width, self.heads, self.layers
+        if min(sizes) < 1:
+            raise ValueError(
+                "PLDRConfig: vocabulary, width, heads and layers must be at least 1, got "
+                f"{', '.join(map(str, sizes))}"
+            )
 
 
 PLDRS: Mapping[str, PLDRConfig] = {
@@ -70,7 +78,8 @@ class PLDRLLM(nn.Module):
     Args:
         config: the sizes.
         attention: `attention(layer)` makes the attention of a layer in place of `PLGA`: the same with a
-            `FixedCurvature` (the ablation), or `PrefixPLGA`.
+            `FixedCurvature` (the ablation), or `PrefixPLGA`, with which `curvatures`, `deduced` and
+            `dag_penalty` raise a ValueError: it has not one G for a text.
 
     `forward` is the training form, **in which the logits of a token depend on later tokens, through G**;
     with given curvatures, and in `begin` and `advance`, they do not. Cost: that of a Transformer, two
@@ -122,7 +131,8 @@ class PLDRLLM(nn.Module):
     def begin(self, ids: Int[Tensor, "B N"]) -> tuple[Float[Tensor, "B N vocabulary"], State]:
         """Logits of a prompt, and the state of every layer: keys, values, A, and the G-cache (A_LM, G_LM).
 
-        `attlas.layers.kv_cache_only(state)` drops the G-cache.
+        `attlas.layers.kv_cache_only(state)` drops the G-cache. Prompts have no padding: the rows of a state
+        stand at one position.
         """
         return self._in_turn(ids, lambda layer, attention, x: attention.begin(x))
 
@@ -130,21 +140,34 @@ class PLDRLLM(nn.Module):
         """Logits of the next tokens, with A of the prompt, and the state behind them."""
         return self._in_turn(ids, lambda layer, attention, x: attention.advance(x, state.nested(layer)))
 
-    def curvatures(self, ids: Int[Tensor, "B N"]) -> list[Float[Tensor, "B H h h"]]:
+    def curvatures(
+        self, ids: Int[Tensor, "B N"], *, valid: Bool[Tensor, "B N"] | None = None
+    ) -> list[Float[Tensor, "B H h h"]]:
         """G of every layer that this text gives: what the G-cache of another text may be replaced by."""
-        _, state = self.begin(ids)
-        return [state.nested(_name(layer))["curvature"] for layer in range(len(self.blocks))]
+        return [one.curvature for one in self.deduced(ids, valid=valid)]
 
-    def deduced(self, ids: Int[Tensor, "B N"]) -> list[Deduced]:
-        """A_LM, A_P and G_LM of every layer, with gradients."""
-        _, state = self.begin(ids)
-        learnt = [state.nested(_name(layer))["learnt"] for layer in range(len(self.blocks))]
-        return [block.attention.metric.deduce(one) for block, one in zip(self.blocks, learnt, strict=True)]
+    def deduced(self, ids: Int[Tensor, "B N"], *, valid: Bool[Tensor, "B N"] | None = None) -> list[Deduced]:
+        """A_LM, A_P and G_LM of every layer, with gradients; `valid` False marks padding, as in `forward`."""
+        x, found = self._embedded(ids), []
+        for block in self.blocks:
+            attended, learnt = block.attention.traced(x, valid=valid)
+            found.append(block.attention.metric.deduce(learnt))
+            x = block(x, attended)
+        return found
 
-    def dag_penalty(self, ids: Int[Tensor, "B N"], weights: tuple[float, float, float]) -> Float[Tensor, ""]:
-        """To be added to the loss: weights of the penalties of A_LM, A_P and G_LM, means over the layers."""
+    def dag_penalty(
+        self,
+        ids: Int[Tensor, "B N"],
+        weights: tuple[float, float, float],
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """To be added to the loss: weights of the penalties of A_LM, A_P and G_LM, means over the layers.
+
+        `valid` as in `forward`. Cost: a second pass over the tokens beside that of the loss.
+        """
         total = torch.zeros((), device=ids.device)
-        found = self.deduced(ids)
+        found = self.deduced(ids, valid=valid)
         for number, weight in enumerate(weights):
             if weight:
                 total = total + weight * dag_penalty(torch.stack([one[number] for one in found]))

@@ -80,8 +80,9 @@ def glosses(categories: Iterable[str] | None = None, *, count: int | None = None
     """Glosses in an order shuffled by `seed` (the classes as frequent as in WordNet), the first `count`.
 
     categories: some of GLOSS_CATEGORIES; labels are indices into them, in the order in which they are given.
-    A gloss is the whole text behind the noun, its examples included, and never names its class. Of equal
-    texts only the first is kept, so that parts of a split share none.
+    A gloss is the whole text behind the noun, its examples included, and does not carry its file number (it
+    may well hold the class's word). Of equal texts only the first is kept, so that parts of a split share
+    none.
 
     Read from /usr/share/wordnet/data.noun (Debian's package wordnet-base, 80k glosses), or from the folder
     that the environment variable ATTLAS_WORDNET names. UsageError: there is no such file, or it is not

@@ -4,6 +4,7 @@ Source: Kitada & Iyatomi 2020, arXiv 2009.12064; official code shunk031/attentio
 Legend: scores (..., N), every row (the last axis) is one sentence, or one query of one head.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -34,7 +35,11 @@ TINY = 1e-12  # norms below it count as this, as in torch's normalize
 def at_perturbation(
     gradient: Float[Tensor, "*B N"], eps: float, valid: Bool[Tensor, "*B N"] | None = None
 ) -> Float[Tensor, "*B N"]:
-    """r = eps g / ||g||_2, the norm over a row; 0 on padding, and where the whole gradient is 0."""
+    """r = eps g / ||g||_2, the norm over a row; 0 on padding, and where the whole gradient is 0.
+
+    ValueError: eps is negative or not finite.
+    """
+    _check_size(eps)
     wide = _kept(gradient, valid)
     return (eps * wide / wide.norm(dim=-1, keepdim=True).clamp_min(TINY)).to(gradient.dtype)
 
@@ -56,10 +61,14 @@ def iat_perturbation(
 
     and no pair is ever formed. With "row", D_t = 1: the result is exactly `at_perturbation`, except where all
     scores of a sentence are equal (r = 0). "none" and "global" have another norm than eps.
+
+    ValueError: eps as in `at_perturbation`, another direction_norm, no token.
     """
-    if direction_norm not in get_args(DirectionNorm):
+    _check_size(eps)
+    _check_direction(direction_norm)
+    if not scores.shape[-1]:
         raise ValueError(
-            f"direction_norm must be one of {', '.join(get_args(DirectionNorm))}, got {direction_norm!r}"
+            f"iat_perturbation: scores must have at least one token in a row, got shape {tuple(scores.shape)}"
         )
     wide, squares = _kept(gradient, valid), _squared_differences(scores, valid)
     if direction_norm == "row":
@@ -92,6 +101,9 @@ class AT:
 
     eps: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_size(self.eps)
+
     def __call__(self, gradient: Tensor, scores: Tensor, valid: Tensor | None) -> Tensor:
         return at_perturbation(gradient, self.eps, valid)
 
@@ -108,6 +120,10 @@ class IAT:
     direction_norm: DirectionNorm = "row"
     official: bool = False
 
+    def __post_init__(self) -> None:
+        _check_size(self.eps)
+        _check_direction(self.direction_norm)
+
     def __call__(self, gradient: Tensor, scores: Tensor, valid: Tensor | None) -> Tensor:
         if self.official:
             return at_perturbation(-gradient, self.eps, valid)
@@ -120,6 +136,9 @@ class RandomDirection:
 
     eps: float = 1.0
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        _check_size(self.eps)
 
     def __call__(self, gradient: Tensor, scores: Tensor, valid: Tensor | None) -> Tensor:
         return random_perturbation(scores, self.eps, valid, generator=self.generator)
@@ -192,6 +211,20 @@ class AttentionTraining:
             valid=encoded.valid,
             weight=self.weight,
             official=self.official,
+        )
+
+
+def _check_size(eps: float) -> None:
+    if not 0 <= eps < math.inf:
+        raise ValueError(
+            f"eps must be a finite number of at least 0, got {eps}: against the gradient the loss falls"
+        )
+
+
+def _check_direction(direction_norm: str) -> None:
+    if direction_norm not in get_args(DirectionNorm):
+        raise ValueError(
+            f"direction_norm must be one of {', '.join(get_args(DirectionNorm))}, got {direction_norm!r}"
         )
 
 

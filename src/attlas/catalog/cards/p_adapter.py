@@ -33,10 +33,11 @@ CARD = Card(
     code="wuhy68/p-Adapter",
     departures=(
         "In the released code the term of the node itself is zero on the graph of queries and values, and "
-        "self-loops make the step the identity on the values' own graph: both by official=True; "
+        "self-loops dominate on the values' own graph where p is well below 2: both by official=True; "
         "docs/released.md has the figures.",
-        "The graph of queries and values is the default also in encoders (augmented=False is the released "
-        "choice there).",
+        "The graph of queries and values is the default everywhere. The released code takes it in cached "
+        "decoding and cross-attention, and the values' own in self-attention without a cache (training, "
+        "prompts), which is augmented=False.",
         "Edges between equal features have weight 0 unless p = 2, where g has no part; features count as "
         "equal where their difference is within rounding of their size. p is kept within [1, 3].",
         "Weights of 1e-8 in the released powers are not added.",

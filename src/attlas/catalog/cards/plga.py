@@ -24,7 +24,7 @@ CARD = Card(
     lives=(
         "attlas.models.pldr_llm:PLDRLLM",
         "attlas.layers.plga:PLGA",
-        "attlas.layers.plga:PrefixPLGA",
+        "attlas.layers.plga_prefix:PrefixPLGA",
         "attlas.layers.plga_metric:MetricLearner",
         "attlas.layers.plga_metric:FixedCurvature",
         "attlas.layers.plga_metric:dag_penalty",
@@ -37,7 +37,8 @@ CARD = Card(
         "projection twice and leaves the values' at torch's default, as official=True does.",
         "PrefixPLGA, whose matrices come from earlier chunks alone, is not of the paper: in the published "
         "training form every output depends on later tokens through q^T q, here as there.",
-        "Padding is left out of q^T q, and positions count real tokens; the released code lets padding in.",
+        "Padding is left out of q^T q, and positions count real tokens; the released code lets padding "
+        "in, which no switch restores: official=True is the start alone.",
         "Masked pairs have weight 0; the released code adds -1e9 to their logits.",
         "The penalty of cycles takes the largest eigenvalue out of the exponential, so that it cannot "
         "overflow; it is the released value where that is finite.",

@@ -159,8 +159,8 @@ def _told(table: Mapping[str, Mapping[str, float]], runs: Sequence[Values]) -> s
 
 CLAIM = Claim(
     says=(
-        "Training against worst-case perturbations of the attention scores gives better predictions, and "
-        "attention weights that agree better with the gradient's importance of words, whatever eps is."
+        "Training against worst-case perturbations of the attention scores gives no worse predictions, and "
+        "attention weights that agree better with the gradient's importance of words."
     ),
     rule=(
         "Nets that differ in their objective alone, means over the seeds. The correlation of attention "

@@ -12,6 +12,7 @@ COMMIT = "145d1bc87b8c96d77e72dedecd6e8845e50cb5cd"
 REPOSITORY = "gioannides/Gaussian-Adaptive-Attention"
 FILE = "gaussian_adaptive_attention/GaussianBlock.py"
 GAUSSIANS, LENGTH, PADDED, EPS = 5, 48, 16, 0.1
+MANY, WIDE, OFFSET = 8, 7.0, 0.5
 COMPARED = (
     "The package gaussian-adaptive-attention 0.1.5 ran beside this library's form (three axes, 2 to 8 "
     "heads, 3 to 5 Gaussians, with and without padding): equal to the last bit in float32."
@@ -34,6 +35,23 @@ def redundant(seed: int) -> Mapping[str, float]:
     many = released_weights(x, offset, scale, dim=1)
     single = released_weights(x, one[None], width[None], dim=1)
     return {"Gaussians": float(GAUSSIANS), "largest difference": (many - single).abs().max().item()}
+
+
+def clamped(seed: int) -> Mapping[str, float]:
+    """What weights sum to where the sum of the densities stays below eps."""
+    import torch
+
+    from attlas.layers.gaam import gaussian_weights, released_weights
+
+    torch.manual_seed(seed)
+    x, constant = torch.randn(64, LENGTH), torch.full((1, LENGTH), 3.0)
+    many = torch.zeros(MANY), torch.full((MANY,), WIDE)
+    one = torch.tensor([OFFSET]), torch.tensor([2.0])
+    return {
+        f"sum, {given}, {name}": weigh(rows, *gaussians, dim=1).sum(1).mean().item()
+        for name, weigh in {"release": released_weights, "here": gaussian_weights}.items()
+        for given, rows, gaussians in (("wide", x, many), ("constant", constant, one))
+    }
 
 
 def lost_eps(seed: int) -> Mapping[str, float]:
@@ -90,17 +108,42 @@ RELEASED = (
         ),
         release=(
             "The K densities share one variance, are multiplied, and the product is divided by its sum. A "
-            "product of Gaussians is a Gaussian, and its constant cancels in the division."
+            "product of Gaussians is a Gaussian, and its constant cancels in the division wherever the sum "
+            "exceeds eps (1e-8)."
         ),
         consequence=(
-            "K adds 2 (K - 1) parameters a head and no function that one Gaussian does not have: only heads "
-            "add modes. At inference one Gaussian is enough."
+            "Wherever the sum exceeds eps, K adds 2 (K - 1) parameters a head and no function that one "
+            "Gaussian does not have: only heads add modes, and at inference one Gaussian is enough. Where it "
+            "does not, K scales the weights down (see the next point)."
         ),
         switch="`GAAM.collapse()`; the default form computes one Gaussian for any K.",
         figures=redundant,
         shown=(
             "Weights of {Gaussians:.0f} random Gaussians and of the one that they collapse to differ by "
             "{largest difference:.0e} at most, in float64."
+        ),
+        compared=COMPARED,
+    ),
+    Released(
+        system="gaam",
+        point="Weights vanish where the densities' sum is below eps",
+        repository=REPOSITORY,
+        file=FILE,
+        function="GaussianAdaptiveAttention.forward",
+        commit=COMMIT,
+        paper="Weights are densities divided by their sum.",
+        release=(
+            "Weights are densities divided by max(their sum, 1e-8). The constants of K wide Gaussians "
+            "multiply to a number below that, and the densities of a constant axis with an offset underflow, "
+            "as its variance is eps alone."
+        ),
+        consequence="The weights then sum to less than 1, down to 0: the output, and its gradient, vanish.",
+        switch="`GAAM(official=True)`; by default weights are a softmax of the exponents and sum to 1.",
+        figures=clamped,
+        shown=(
+            f"{MANY} Gaussians of scale {WIDE:g} along {LENGTH} random entries: the weights sum to "
+            "{sum, wide, release:.3f} in the release and to {sum, wide, here:.3f} here. A constant axis with "
+            f"an offset of {OFFSET:g}: {{sum, constant, release:.3f}} and {{sum, constant, here:.3f}}."
         ),
         compared=COMPARED,
     ),

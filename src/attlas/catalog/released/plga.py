@@ -107,7 +107,10 @@ RELEASED = (
             "Values start with weights narrower by the root of 3 and with biases that are not zero. What a "
             "trained model owes to it was not measured here."
         ),
-        switch="`PLGA(official=True)`, `PLDRConfig(official=True)`; the default starts all alike.",
+        switch=(
+            "`PLGA(official=True)`, `PLDRConfig(official=True)`, which are this start and nothing else; the "
+            "default starts all alike."
+        ),
         figures=starts,
         shown=(
             "At the published width 896: weights of the keys' projection have standard deviation {deviation, "
