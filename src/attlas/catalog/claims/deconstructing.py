@@ -176,8 +176,8 @@ CLAIM = Claim(
         f"{FLOOR} of the bigrams', which no net that sees one byte can be much below; every hybrid is at "
         f"most {NEAR} of standard attention's, and in every seed below the uniform net of its variant; of "
         "the attention variants Non-approximate gains most from the hybrid in every seed; without its "
-        f"replaced blocks a trained hybrid has at least {COLLAPSED:g} times its perplexity. Nothing is shown where standard "
-        f"attention is not below {LEARNT} of the bigrams' perplexity."
+        f"replaced blocks a trained hybrid has at least {COLLAPSED:g} times its perplexity. Nothing is "
+        f"shown where standard attention is not below {LEARNT} of the bigrams' perplexity."
     ),
     settings=SETTINGS,
     measure=measure,

@@ -161,9 +161,10 @@ CLAIM = Claim(
     ),
     rule=(
         f"Glosses of {CLASSES} classes, the same BiGRU with five poolings, means over the seeds: LAMA's "
-        f"accuracy is at most {NEAR} below that of the self-attention block, and an epoch of training takes less CPU "
-        "time with every seed. The parameters are given with the sizes, of the pooling and of pooling and "
-        f"classes together, and not judged. Nothing is shown where self-attention is below {LEARNT}."
+        f"accuracy is at most {NEAR} below that of the self-attention block, and an epoch of "
+        "training takes less CPU time with every seed. The parameters are given with the sizes, of "
+        f"the pooling and of pooling and classes together, and not judged. "
+        f"Nothing is shown where self-attention is below {LEARNT}."
     ),
     settings=SETTINGS,
     measure=measure,

@@ -132,8 +132,8 @@ CLAIM = Claim(
         "noMLP+Wqk, which are given at most a third of the full layers' parameters, have a validation "
         f"accuracy at most {NEAR} below theirs, noMLP+Wqk+noVO at most {SLIGHTLY} below; the full net has "
         "the lowest training loss; validation loss less training loss falls from full over noMLP to "
-        "noMLP+Wqk+noVO; symmetric is not below noMLP by more than the sum of their standard deviations. Nothing is shown "
-        f"where the full net's accuracy is below {LEARNT}."
+        "noMLP+Wqk+noVO; symmetric is not below noMLP by more than the sum of their standard deviations. "
+        f"Nothing is shown where the full net's accuracy is below {LEARNT}."
     ),
     settings=SETTINGS,
     measure=measure,
