@@ -119,6 +119,15 @@ def test_decoding_in_pieces_with_a_threshold_and_two_maps():
 def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="GINAttention: width must be a multiple of heads, got 10 and 3"):
         GINAttention(10, 3)
+    with pytest.raises(ValueError, match="GINAttention: heads must be at least 1, got 0"):
+        GINAttention(8, 0)
+    with pytest.raises(ValueError, match="GINAttention: ratio must be above 0, got -1"):
+        GINAttention(8, 2, ratio=-1)
+    with pytest.raises(ValueError, match="GINAttention: dropout must be a share from 0 to 1, got 3"):
+        GINAttention(8, 2, dropout=3)
+    layer = GINAttention(8, 2, pattern=causal())
+    with pytest.raises(ValueError, match=r"GINAttention: x must have .* got shape \(0, 3, 8\)"):
+        layer.advance(torch.zeros(0, 3, 8), layer.start(0))
     with pytest.raises(ValueError, match="own must be 'eps' or '1 \\+ eps', got 'one'"):
         GINAttention(8, 2, own="one")
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):

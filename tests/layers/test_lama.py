@@ -89,6 +89,34 @@ def test_no_affinity_at_all_is_an_even_mean_with_a_gradient():
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-20, 1e-30])
+def test_tiny_affinities_have_lengths_and_gradients(size):
+    hidden, context, q = (part.float() for part in (drawn(1, N, D), drawn(D), drawn(D, 3)))
+    p = drawn(D, 3).float()
+    found = lama_logits(hidden, context * size, p, q)
+    torch.testing.assert_close(found.square().sum(1), torch.ones(1, N))
+    # tanh of what is tiny is what is given: the length of the affinities does not count, and in float64
+    # their squares are no problem.
+    leaves = [part.double().requires_grad_() for part in (hidden, p, q)]
+    f = (context.double() @ leaves[1]) * (leaves[0] @ leaves[2])
+    wanted = (f / f.square().sum(-1, keepdim=True).sqrt()).mT
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    mine = [part.requires_grad_() for part in (hidden, p, q)]
+    cotangent = drawn(1, 3, N)
+    out = lama_logits(hidden, context * size, p, q)
+    gradients = torch.autograd.grad((out * cotangent.float()).sum(), mine)
+    expected = torch.autograd.grad((wanted * cotangent).sum(), leaves)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
+
+
+def test_ordinary_affinities_are_not_rounded_differently():
+    hidden, context, p, q = (part.float() for part in (drawn(2, N, D), drawn(D), drawn(D, 3), drawn(D, 3)))
+    limited = torch.tanh((context @ p) * (hidden @ q))
+    wanted = limited * limited.square().sum(-1, keepdim=True).rsqrt()
+    torch.testing.assert_close(lama_logits(hidden, context, p, q), wanted.mT, rtol=0, atol=0)
+
+
 def test_gradients_are_those_of_finite_differences():
     layer = LAMA(4, 3).double()
     valid = torch.tensor([[True, True, True, True, False]])
@@ -162,5 +190,9 @@ def test_errors():
         LAMA(D, 0)
     with pytest.raises(ValueError, match="LAMA: context must be 'learned' or 'mean', got 'own'"):
         LAMA(D, 2, context="own")
-    with pytest.raises(ValueError, match=r"LAMA: hidden must have at least one token, got shape \(1, 0, 6\)"):
-        LAMA(D, 2)(torch.zeros(1, 0, D))
+    for shape in ((1, 0, D), (0, N, D)):
+        text = f"hidden must have at least one batch row and one token, got shape \\({shape[0]}, "
+        with pytest.raises(ValueError, match=f"LAMA: {text}"):
+            LAMA(D, 2)(torch.zeros(shape))
+        with pytest.raises(ValueError, match=f"star: {text}"):
+            AdditivePooling(D)(torch.zeros(shape))

@@ -227,6 +227,12 @@ def test_a_second_gradient_of_one_triangle_is_refused():
         gradient.sum().backward()
 
 
+def test_the_product_of_untouched_values_has_the_models_type():
+    part = Untouched(4).to(torch.float64)
+    assert torch.equal(part.product, torch.eye(4, dtype=torch.float64)) and not part.state_dict()
+    assert Untouched(4).to("meta").product.device.type == "meta"
+
+
 def test_padding_may_hold_anything():
     x = drawn(1, 6, WIDTH)
     valid = torch.tensor([[True, True, False, True, False, False]])

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from attlas.attend import Softmax, SoftThreshold
 from attlas.layers import PNAAttention, pna_aggregates
-from attlas.pattern import causal, window
+from attlas.pattern import Tokens, causal, window
 
 MAPS = {
     "softmax": (None, lambda s: s.softmax(-1)),
@@ -54,6 +54,27 @@ def test_aggregates_are_those_of_the_neighbours(name, pattern):
     torch.testing.assert_close(found, aggregates(formula(scores), value), rtol=bound, atol=bound)
     if name == "softmax":
         torch.testing.assert_close(found[..., :3], found[..., 3:6])  # deg = 1: sum = mean
+
+
+@pytest.mark.parametrize(("queries", "keys", "start"), [(9, 5, 0), (4, 6, 3), (5, 9, 0), (3, 6, 20)])
+def test_queries_before_and_behind_the_keys(queries, keys, start):
+    torch.manual_seed(7)
+    query = torch.randn(1, 2, queries, 3, dtype=torch.float64)
+    key, value = (torch.randn(1, 2, keys, 3, dtype=torch.float64) for _ in range(2))
+    mask = torch.arange(keys) <= torch.arange(start, start + queries)[:, None]
+    scores = (query @ key.mT / 3**0.5).masked_fill(~mask, -math.inf)
+    space = Tokens(queries, start=start)
+    found = pna_aggregates(query, key, value, pattern=causal(), q_at=space, k_at=Tokens(keys))
+    torch.testing.assert_close(found, aggregates(scores.softmax(-1), value), rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match="PNAAttention: heads must be at least 1, got 0"):
+        PNAAttention(8, 0)
+    with pytest.raises(ValueError, match="PNAAttention: ratio must be above 0, got -1"):
+        PNAAttention(8, 2, ratio=-1)
+    with pytest.raises(ValueError, match="key must hold at least one token, got shape \\(1, 2, 0, 4\\)"):
+        pna_aggregates(*(torch.zeros(1, 2, 0, 4) for _ in range(3)))
 
 
 def test_the_layer_is_the_sheet():

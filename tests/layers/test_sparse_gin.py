@@ -156,8 +156,27 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="inner must be at least 1, got 0"):
         SparseGIN(6, 0)
     edges = strong_edges(query, key)
+    for rows, tokens in ((2, 4), (1, 10)):
+        text = f"made for 2 rows of 5 tokens that see 5, x has {rows} rows of {tokens} tokens, {tokens} with"
+        with pytest.raises(ValueError, match=text):
+            SparseGIN(6, 5)(torch.zeros(rows, tokens, 6), edges)
+    with pytest.raises(ValueError, match="2 rows of 5 tokens that see 5, x has .*, 8 with the past"):
+        SparseGIN(6, 5).advance(torch.zeros(2, 5, 6), edges, torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match="edges have 10 receivers, x has 2 rows of 4 tokens"):
-        SparseGIN(6, 5)(torch.zeros(2, 4, 6), edges)
+        SparseGIN(6, 5)(torch.zeros(2, 4, 6), edges._replace(sizes=None))
+    with pytest.raises(ValueError, match="SparseGIN: ratio must be above 0, got -2"):
+        SparseGIN(6, 5, ratio=-2)
+    with pytest.raises(ValueError, match="SparseGIN: dropout must be a share from 0 to 1, got 3"):
+        SparseGIN(6, 5, dropout=3)
+    with pytest.raises(ValueError, match="kappa must be above 0, got -1"):
+        strong_edges(query, key, kappa=-1)
+    for tau in (2, 1.0, -0.1):
+        with pytest.raises(ValueError, match=f"tau must be from 0 to below 1, as a sigmoid is, got {tau}"):
+            strong_edges(query, key, tau=tau)
+    with pytest.raises(ValueError, match=r"strong_edges: query must have .* got shape \(2, 3, 0, 4\)"):
+        strong_edges(query[:, :, :0], key)
+    with pytest.raises(ValueError, match=r"strong_edges: key must have .* got shape \(2, 1, 0, 4\)"):
+        strong_edges(query, key[:, :, :0])
     far = SparseEdges(edges.row_ptr, edges.col + 20, edges.weight)
     with pytest.raises(ValueError, match="comes from sender .*, but there are 2 rows of 5 tokens"):
         SparseGIN(6, 5)(torch.zeros(2, 5, 6), far)

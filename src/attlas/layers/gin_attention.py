@@ -24,6 +24,8 @@ __all__ = [
     "DifferentialWeights",
     "GINAttention",
     "HeadMLP",
+    "check_dropout",
+    "check_ratio",
     "lambda_init",
     "learned_threshold",
     "with_threshold",
@@ -52,6 +54,18 @@ def lambda_init(layer: int) -> float:
     return 0.8 - 0.6 * math.exp(-0.3 * (layer - 1))
 
 
+def check_ratio(owner: str, ratio: float) -> None:
+    """ValueError if a width would be a negative share of another, or none of it."""
+    if not ratio > 0:
+        raise ValueError(f"{owner}: ratio must be above 0, got {ratio}: it is a share of a width")
+
+
+def check_dropout(owner: str, dropout: float) -> None:
+    """ValueError if a share is none."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{owner}: dropout must be a share from 0 to 1, got {dropout}")
+
+
 class HeadMLP(nn.Module):
     """Every head its own Linear -> [dropout, RMSNorm] -> SiLU -> Linear, with biases; as one batched product.
 
@@ -64,6 +78,8 @@ class HeadMLP(nn.Module):
         super().__init__()
         if inner < 1:
             raise ValueError(f"HeadMLP: inner must be at least 1, got {inner}")
+        if dropout is not None:
+            check_dropout("HeadMLP", dropout)
         self.dropout = dropout
         # Each head starts as its own nn.Linear would.
         first, second = given**-0.5, inner**-0.5
@@ -151,6 +167,8 @@ class GINAttention(PastMixer):
             raise ValueError(f"GINAttention: own must be 'eps' or '1 + eps', got {own!r}")
         if not temperature > 0:
             raise ValueError(f"GINAttention: temperature must be above 0, got {temperature}")
+        check_ratio("GINAttention", ratio)
+        check_dropout("GINAttention", dropout)
         head = width // heads
         self.base, self.temperature = base, temperature
         self.constant = 1.0 if own == "1 + eps" else 0.0

@@ -25,15 +25,18 @@ def lama_logits(
 
         f_r(t) = c^T p_r q_r^T h_t,   e(t) = tanh f(t),   e(t) <- e(t) / |e(t)|_2 over the m heads
 
-    context: (D,), or one for each row (B, D). A token whose m affinities are all 0 has the logits 0, with
-    gradient 0. One head alone is not divided by its length: all its logits would be 1 or -1. Logits lie in
-    [-1, 1], so that no token gets more than e^2 times the weight of another. In float32 for lower precisions.
-    Cost: 2 B N D m FLOPs.
+    context: (D,), or one for each row (B, D). A token whose m affinities are all 0 has the logits 0, and the
+    gradient of its affinities before the length. One head alone is not divided by its length: all its logits
+    would be 1 or -1. Logits lie in [-1, 1], so that no token gets more than e^2 times the weight of another.
+    In float32 for lower precisions, the products too. Cost: 2 B N D m FLOPs.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    context_part = (context @ p).to(wide)
-    limited = torch.tanh(context_part[..., None, :] * (hidden @ q).to(wide))
+    hidden, context, p, q = (part.to(wide) for part in (hidden, context, p, q))
+    limited = torch.tanh((context @ p)[..., None, :] * (hidden @ q))
     if limited.shape[-1] > 1:
+        # By a power of two first: squares of tiny affinities would be 0, and nothing else is rounded by it.
+        largest = limited.detach().abs().amax(-1, keepdim=True)
+        limited = limited / torch.where(largest > 0, largest / largest.frexp().mantissa, 1.0)
         square = limited.square().sum(-1, keepdim=True)
         limited = limited * torch.where(square > 0, square, 1.0).rsqrt()
     return limited.transpose(-1, -2)
@@ -47,8 +50,10 @@ def star(
 ) -> Float[Tensor, "B m D"]:
     """sum_t softmax_t(logits_r) h_t: one node that receives from all tokens, by m kinds of edges.
 
-    An `attend` of one query with given logits. A row without valid tokens gives 0.
+    An `attend` of one query with given logits. A row without valid tokens gives 0. ValueError: no rows or
+    no tokens.
     """
+    check_tokens("star", hidden=hidden)
     count = hidden.shape[1]
     nobody = hidden.new_zeros(1, logits.shape[1], 1, 1)
     sender = hidden.new_zeros(1, 1, 1, 1).expand(len(hidden), 1, count, 1)
@@ -71,7 +76,7 @@ def masked_mean(
 def word_importance(
     logits: Float[Tensor, "B m N"], valid: Bool[Tensor, "B N"] | None = None
 ) -> Float[Tensor, "B N"]:
-    """The mean over the heads of a_r(t) = softmax_t, to show: rows sum to 1, padding has 0."""
+    """The mean over the heads of a_r(t) = softmax_t, to show: rows sum to 1, those of padding alone to 0."""
     if valid is None:
         return logits.softmax(-1).mean(1)
     absent = ~valid[:, None]
@@ -91,7 +96,7 @@ class LAMA(nn.Module):
 
     2 D m parameters for P and Q, which start as linear layers do; a learned context starts from N(0, 1). The
     full form would need D^2 m, an attention block 4 D^2. Cost: O(N D m), linear in N; no N x N.
-    Raises ValueError for no tokens, fewer than one head, or another context.
+    Raises ValueError for no rows or tokens, fewer than one head, or another context.
     """
 
     def __init__(self, width: int, heads: int, *, context: str = "learned") -> None:
@@ -108,7 +113,7 @@ class LAMA(nn.Module):
         self, hidden: Float[Tensor, "B N D"], *, valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B m N"]:
         """What `star` and `word_importance` take."""
-        check_tokens("LAMA", rows=False, hidden=hidden)
+        check_tokens("LAMA", hidden=hidden)
         context = masked_mean(hidden, valid) if self.context is None else self.context
         return lama_logits(_real(hidden, valid), context, self.p.weight.mT, self.q.weight.mT)
 

@@ -195,14 +195,17 @@ class Untouched(Carried):
     """W_V = W_O = I: no parameters, one head; every output is a convex combination of the tokens."""
 
     keeps_input = True
+    like: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
+        # Nothing else here knows the type and the device of the model.
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     @property
     def product(self) -> Float[Tensor, "C C"]:
         """I."""
-        return torch.eye(self.width)
+        return torch.eye(self.width, dtype=self.like.dtype, device=self.like.device)
 
     def value(self, x: Float[Tensor, "B M C"]) -> Float[Tensor, "B 1 M C"]:
         return x[:, None]

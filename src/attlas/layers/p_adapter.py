@@ -52,14 +52,17 @@ def p_laplacian_step(
     nodes, since a query has no other neighbours. p = 2: (A F + μ F) / (1 + μ) for rows that sum to 1.
     Edges between equal features have weight 0 unless p = 2: a self-loop does not take the whole step.
 
-    It is softmax attention with `PLaplacian` logits and one extra edge, in float32 or better. Cost: 2 W more
+    It is softmax attention with `PLaplacian` logits and one extra edge, in float32 or better, on features
+    less their mean over the valid senders: what all nodes share moves with the step and changes nothing, but
+    would drown small differences. p is kept within [1, 3]; its gradient passes at the bounds. Cost: 2 W more
     FLOPs a pair than attention, O(N · 64) memory. ValueError: both or neither of attention and query with
-    key; μ that is not positive.
+    key; a score with a given map; μ that is not positive.
     """
-    if (attention is None) == (query is None or key is None):
-        raise ValueError("p_laplacian_step: give either attention, or query and key")
+    _check_map(attention, query, key, score)
     kind = wide(senders.dtype)
     mine, theirs = receivers.to(kind), senders.to(kind)
+    shared = _shared(theirs, k_at)
+    mine, theirs = mine - shared, theirs - shared
     p, mu = _numbers(p, mu, mine)
     options: dict[str, Any] = {"pattern": pattern, "q_at": q_at, "k_at": k_at}
     width = mine.shape[-1]
@@ -77,7 +80,7 @@ def p_laplacian_step(
         asks, tells = torch.cat([mine, q], -1), torch.cat([theirs, k], -1)
     stays = (2 * mu / p).log().reshape(1, 1, 1, 1)
     found = attend(asks, tells, theirs, score=made, extra=[(stays, mine)], **options)
-    return found.to(senders.dtype)
+    return (found + shared).to(senders.dtype)
 
 
 def p_laplacian_edges(
@@ -92,22 +95,30 @@ def p_laplacian_edges(
 ) -> Float[Tensor, "N W"]:
     """The same step on a graph in CSR: edges row_ptr[i] .. row_ptr[i + 1] of receiver i, weights A ≥ 0.
 
-    Multi-edges count each; a node without edges stays as it is. Cost: O(E W).
+    Multi-edges count each; a node without edges stays as it is. Cost: O(E W). ValueError: a negative weight,
+    μ that is not positive.
     """
+    if bool((weight < 0).any()):
+        raise ValueError(
+            f"p_laplacian_edges: weight must not be negative, got {float(weight.min()):g}: powers of it "
+            "are no real numbers"
+        )
     kind = wide(senders.dtype)
     mine, theirs, given = receivers.to(kind), senders.to(kind), weight.to(kind)
+    shared = _shared(theirs[None, None], None)[0, 0]
+    mine, theirs = mine - shared, theirs - shared
     p, mu = _numbers(p, mu, mine)
     row = torch.arange(len(row_ptr) - 1, device=col.device).repeat_interleave(row_ptr.diff())
-    apart, norms = mine[row] - theirs[col], mine.square().sum(-1)[row] + theirs.square().sum(-1)[col]
+    apart = mine[row] - theirs[col]
     known = torch.where(given > 0, given, 1.0).log().masked_fill(given <= 0, -float("inf"))
-    logit = log_edge_weight(known, apart.square().sum(-1), norms, p)
+    logit = log_edge_weight(known, apart.square().sum(-1), p)
     stays = (2 * mu / p).log().reshape(1)
     top = stays.detach().expand(len(mine)).clone()
     top = top.scatter_reduce(0, row, logit.detach(), "amax")
     power, own = (logit - top[row]).exp(), (stays - top).exp()
     total = own.index_add(0, row, power)
     gathered = sum_over_edges(power, theirs, row_ptr, col)
-    return ((gathered + own[:, None] * mine) / total[:, None]).to(senders.dtype)
+    return ((gathered + own[:, None] * mine) / total[:, None] + shared).to(senders.dtype)
 
 
 def p_laplacian_official(
@@ -135,11 +146,35 @@ def p_laplacian_official(
 
 
 def _numbers(p: float | Tensor, mu: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """p within [1, 3], where powers of small distances stay finite, and μ > 0."""
+    """p within [1, 3], where powers of small distances stay finite, and μ > 0.
+
+    Gradients pass through the bounds: a learned p that was thrown over one of them finds back.
+    """
     power, fidelity = (torch.as_tensor(one, dtype=like.dtype, device=like.device) for one in (p, mu))
     if not bool((fidelity.detach() > 0).all()):
         raise ValueError(f"mu must be positive, got {mu}: without it a row without edges has no value")
-    return power.clamp(LEAST, MOST), fidelity
+    within = power.detach().clamp(LEAST, MOST)
+    return within + (power - power.detach()), fidelity
+
+
+def _check_map(
+    attention: Tensor | None, query: Tensor | None, key: Tensor | None, score: Score | None
+) -> None:
+    made = query is not None and key is not None
+    part = (query is None) != (key is None)
+    if part or made == (attention is not None):
+        raise ValueError("p_laplacian_step: give either attention, or query and key")
+    if attention is not None and score is not None:
+        raise ValueError("p_laplacian_step: score makes the map of query and key; attention is one already")
+
+
+def _shared(senders: Tensor, space: Tokens | None) -> Tensor:
+    """The mean of the valid senders, (B, H, 1, W); what is not a number may stand where no edge leads to."""
+    senders = senders.detach()
+    use = senders.isfinite()
+    if space is not None and space.valid is not None:
+        use = use & space.valid.view(-1, 1, space.length, 1)
+    return senders.masked_fill(~use, 0.0).sum(2, keepdim=True) / use.sum(2, keepdim=True).clamp_min(1)
 
 
 def pooled_nodes(
@@ -196,7 +231,13 @@ class PAdapter(nn.Module):
         official: bool = False,
     ) -> None:
         super().__init__()
-        if width % (reduction * heads):
+        if heads < 1 or reduction < 1:
+            raise ValueError(
+                f"PAdapter: heads and reduction must be at least 1, got heads {heads}, reduction {reduction}"
+            )
+        if not mu > 0:
+            raise ValueError(f"PAdapter: mu must be positive, got {mu}: it is the share of the node itself")
+        if width < 1 or width % (reduction * heads):
             raise ValueError(
                 f"PAdapter: width must be a multiple of reduction × heads, got {width}, {reduction}, {heads}"
             )

@@ -28,7 +28,9 @@ class PastMixer(nn.Module):
 
     def __init__(self, width: int, heads: int, pattern: Pattern | None) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1:
+            raise ValueError(f"{type(self).__name__}: heads must be at least 1, got {heads}")
+        if width < 1 or width % heads:
             raise ValueError(
                 f"{type(self).__name__}: width must be a multiple of heads, got {width} and {heads}"
             )
@@ -61,6 +63,7 @@ class PastMixer(nn.Module):
                 f"{name} goes on piece by piece with a causal pattern only: earlier outputs would need later "
                 f"tokens under {self.pattern}"
             )
+        check_tokens(name, x=x)
         before, count = int(state.position[0]), x.shape[1]
         if bool((state.position != before).any()):
             raise ValueError(f"{name}: all rows of a state must stand at one position to go on together")

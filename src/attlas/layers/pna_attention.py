@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.attend import Identity, Max, NeighbourMax, Normaliser, Softmax, attend
-from attlas.layers.gin_attention import HeadMLP, learned_threshold, with_threshold
+from attlas.layers.gin_attention import HeadMLP, check_ratio, learned_threshold, with_threshold
 from attlas.layers.mixers import MixerEntry, Setting, register_mixer
 from attlas.layers.past import PastMixer, Sides
 from attlas.layers.rotary import rotary
@@ -45,8 +45,10 @@ def pna_aggregates(
     released code computes instead of the maximum, the receiver's own x_i where it has a neighbour and -inf
     where it has none. Softmax weights are positive on every edge, so that its maximum is that over the
     pattern, in O(M) where the pattern is causal; other maps take row blocks. Variances are computed in
-    float32 or better. Cost: one `attend` of width 2 V + 1, and one more for the maximum.
+    float32 or better. Cost: one `attend` of width 2 V + 1, and one more for the maximum. ValueError: no key.
     """
+    if not key.shape[2]:
+        raise ValueError(f"pna_aggregates: key must hold at least one token, got shape {tuple(key.shape)}")
     chain = Softmax() if normaliser is None else normaliser
     kind = wide(value.dtype)
     q, k, x = (part.to(kind) for part in (query, key, value))
@@ -88,7 +90,9 @@ def _largest(
     if options["pattern"] is None:
         largest = value.amax(2, keepdim=True).expand(-1, -1, query.shape[2], -1)
     else:
-        largest = value.cummax(2).values[:, :, q_at.start : q_at.start + q_at.length]
+        # Queries behind the last key see all of them.
+        last = q_at.positions(value.device).clamp(max=key.shape[2] - 1)
+        largest = value.cummax(2).values[:, :, last]
     return torch.where(largest == -float("inf"), 0.0, largest)
 
 
@@ -120,6 +124,7 @@ class PNAAttention(PastMixer):
         official: bool = False,
     ) -> None:
         super().__init__(width, heads, pattern)
+        check_ratio("PNAAttention", ratio)
         head = width // heads
         self.base, self.official = base, official
         self.normaliser = Softmax() if normaliser is None else normaliser

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from attlas.attend import Reducer, reduce, sum_over_edges, weights
 from attlas.attend.reducers import Seen
+from attlas.layers.gin_attention import check_dropout, check_ratio
 from attlas.pattern import Pattern, Tokens, causal
 from attlas.score import Dot
 
@@ -21,11 +22,15 @@ __all__ = ["SparseEdges", "SparseGIN", "lambda_schedule", "strong_edges"]
 
 
 class SparseEdges(NamedTuple):
-    """A batch of graphs as one, in CSR over B * N receivers: row_ptr, senders b * M + j, and weights (E,)."""
+    """A batch of graphs as one, in CSR over B * N receivers: row_ptr, senders b * M + j, and weights (E,).
+
+    sizes: (B, N, M), by which `SparseGIN` knows that they were made for its tokens; None: not known.
+    """
 
     row_ptr: Tensor
     col: Tensor
     weight: Tensor
+    sizes: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,21 @@ def strong_edges(
     With κ = 10, θ = 0.1 and τ = 0.6 an edge needs a summed weight above 0.141. pattern: causal unless given,
     one for all heads. self_loops: of tokens with their own. official: what the released code keeps. It stores
     (query, key) as (source, target) and then asks for source ≤ target, which on a causal map leaves the
-    self-loops alone. The edges are found 64 rows at a time, without gradient; their weights carry the
-    gradient of queries and keys. Cost: one forward's logits, O(N · 64 + E H) memory. ValueError: a pattern
-    per head.
+    self-loops alone. A pair whose softmax weights are all rounded to 0 is no edge, which the formula would
+    keep where τ < σ(-κ θ), 0.269 by default. The edges are found 64 rows at a time, without gradient; their
+    weights carry the gradient of queries and keys. Cost: one forward's logits, O(N · 64 + E H) memory.
+    ValueError: a pattern per head, no token, κ that is not positive, τ that no σ can be above, or below 0.
     """
+    if not kappa > 0:
+        raise ValueError(f"strong_edges: kappa must be above 0, got {kappa}: strong pairs are to be kept")
+    if not 0 <= tau < 1:
+        raise ValueError(f"strong_edges: tau must be from 0 to below 1, as a sigmoid is, got {tau}")
+    for name, part in (("query", query), ("key", key)):
+        if not (part.shape[0] and part.shape[2]):
+            raise ValueError(
+                f"strong_edges: {name} must have at least one batch row and one token, got shape "
+                f"{tuple(part.shape)}"
+            )
     pattern = causal() if pattern is None else pattern
     if pattern.heads is not None:
         raise ValueError("strong_edges: the pattern must be one for all heads, whose maps are summed")
@@ -94,7 +110,8 @@ def strong_edges(
     b, row, column = found.unbind(1)
     counts = torch.bincount(b * queries + row, minlength=query.shape[0] * queries)
     weight = _squashed(_weights_of(query, key, found, q_at, k_at, options), kappa, theta)
-    return SparseEdges(functional.pad(counts.cumsum(0), (1, 0)), b * keys + column, weight)
+    sizes = query.shape[0], queries, keys
+    return SparseEdges(functional.pad(counts.cumsum(0), (1, 0)), b * keys + column, weight, sizes)
 
 
 def _positions(
@@ -178,6 +195,8 @@ class SparseGIN(nn.Module):
         super().__init__()
         if inner < 1:
             raise ValueError(f"SparseGIN: inner must be at least 1, got {inner}")
+        check_ratio("SparseGIN", ratio)
+        check_dropout("SparseGIN", dropout)
         self.weighted, self.dropout = weighted, dropout
         hidden = max(1, int(ratio * inner))
         self.enter, self.leave = nn.Linear(width, inner), nn.Linear(inner, width)
@@ -217,6 +236,13 @@ class SparseGIN(nn.Module):
 
 
 def _check(edges: SparseEdges, x: Tensor, every: Tensor) -> None:
+    made = edges.sizes
+    if made is not None and (made[0] != x.shape[0] or made[1] != x.shape[1] or made[2] != every.shape[1]):
+        raise ValueError(
+            f"SparseGIN: edges were made for {made[0]} rows of {made[1]} tokens that see {made[2]}, x has "
+            f"{x.shape[0]} rows of {x.shape[1]} tokens, {every.shape[1]} with the past: make them by "
+            "strong_edges for the same tokens"
+        )
     if edges.row_ptr.numel() != x.shape[0] * x.shape[1] + 1:
         raise ValueError(
             f"SparseGIN: edges have {edges.row_ptr.numel() - 1} receivers, x has {x.shape[0]} rows of "

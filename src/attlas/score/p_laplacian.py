@@ -16,14 +16,14 @@ CLOSE = 8.0
 """Features are one where |F_i - F_j|² is at most this many units of rounding of |F_i|² + |F_j|²."""
 
 
-def log_edge_weight(log_weight: Tensor, square: Tensor, norms: Tensor, p: Tensor) -> Tensor:
+def log_edge_weight(log_weight: Tensor, square: Tensor, p: Tensor, *, least: Tensor | float = 0.0) -> Tensor:
     """log(A g^(p-2)) = (p/2) log A + (p/2 - 1) log |F_i - F_j|², elementwise; -inf is an edge of weight 0.
 
-    log_weight: log A; square: |F_i - F_j|², norms: |F_i|² + |F_j|², which bounds its rounding error. Where
-    both nodes have the same features g is 0: the edge has weight 0, but A at p = 2, where g counts for
-    nothing. (For p < 2 the power itself would be infinite.)
+    log_weight: log A; square: |F_i - F_j|²; least: its rounding error, 0 where the difference was taken
+    first. Squares up to it count as 0: such an edge has weight 0, but A at p = 2, where g counts for nothing.
+    (For p < 2 the power itself would be infinite.)
     """
-    same = square <= CLOSE * torch.finfo(square.dtype).eps * norms
+    same = square <= least
     apart = (p / 2 - 1) * torch.where(same, 1.0, square).log()
     logit = times(p / 2, log_weight) + apart
     return torch.where(same & (p != 2), -float("inf"), logit)
@@ -37,6 +37,8 @@ class PLaplacian(Score):
     whose logits less `lse` are log A: a softmax map, made anew pair by pair (`Dot(scale)`, lse (B, H, N, 1)
     from `attend(..., return_state=True)`), or a given one (`Given(A.log())`, no more columns, no lse).
     p: a tensor of one element, above 0; p = 2 leaves A. Edges of equal features: see `log_edge_weight`.
+    Squared differences are formed from inner products: subtract what all features have in common first, or
+    differences below some sqrt(8 eps) of their norms are lost.
     Softmax over these logits with one more edge of logit log(2 μ / p) and value F_i is the p-Laplacian step.
     ValueError: width below 1, p of several elements.
     """
@@ -73,4 +75,5 @@ class PLaplacian(Score):
         mine, theirs = query[..., : self.width], key[..., : self.width]
         norms = mine.square().sum(-1) + theirs.square().sum(-1)
         square = (norms - 2 * torch.einsum("...d,...d->...", mine, theirs)).clamp_min(0.0)
-        return found._replace(logit=log_edge_weight(log_weight, square, norms, p))
+        least = CLOSE * torch.finfo(square.dtype).eps * norms
+        return found._replace(logit=log_edge_weight(log_weight, square, p, least=least))

@@ -69,7 +69,8 @@ def sparse_gin(model: nn.Module, adapters: SparseGINAdapters) -> Iterator[None]:
         with sparse_gin(model.requires_grad_(False), adapters):
             loss_of(model(ids)).backward()
 
-    Forward, cached decoding and `generate` (its cache must begin inside the block); padding changes nothing.
+    Forward, cached decoding and `generate` (its cache must begin inside the block, and one cache must be
+    done with before another begins: two of one length are not told apart); padding changes nothing.
     The weights of the model are never touched. Decoding keeps W numbers a token and adapted layer beside the
     keys and values. UnsupportedModel: not a decoder of this form, beam search (which re-orders caches
     unseen), caches that drop or share keys. ValueError: a cache begun elsewhere.
@@ -121,6 +122,7 @@ class _Run:
         return found
 
     def _check_past(self, layer: int, before: int) -> None:
+        """That as many states are remembered as the cache holds tokens, which is all that can be seen."""
         if not before:
             self.past.pop(layer, None)
         kept = self.past[layer].shape[1] if layer in self.past else 0

@@ -31,7 +31,9 @@ def run_with(**changed):
     ("changed", "outcome", "text"),
     [
         ({}, "holds", "hybrid static 8.10 ± 0.00 (skipped 50.0); bigrams 11.80"),
-        ({"uniform_mlp": 8.7}, "does not hold", "Not met: uniform MLP at least 1.1 of standard."),
+        ({"uniform_mlp": 8.7}, "does not hold", "Not met: uniform MLP at least 1.1 of standard; uniform MLP"),
+        ({"uniform_mlp": 11.4}, "does not hold", "Not met: uniform MLP at least 0.97 of the bigrams."),
+        ({"uniform_mlp": 11.5}, "holds", "uniform mlp 11.50"),
         ({"hybrid_static": 9.9}, "does not hold", "Not met: every hybrid at most 1.2 of standard; every"),
         ({"uniform_static": 8.0}, "does not hold", "Not met: every hybrid below its uniform net in every"),
         ({"uniform_static": 11.0}, "does not hold", "Not met: Non-approximate gains most from the hybrid"),

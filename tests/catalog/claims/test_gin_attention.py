@@ -23,7 +23,12 @@ def run_with(changes=None, tuned=False):
         ({}, "holds", "GIN's held-out bits lower than standard by 0.100; GIN's gap lower"),
         ({"bits per byte, GIN": 3.1}, "does not hold", "GIN's held-out bits higher than standard by 0.100"),
         ({"bits per byte, GIN": 3.0}, "not shown at this scale", "Not both are beyond the spread"),
-        ({"gap to training text, GIN": 0.3}, "not shown at this scale", "GIN's gap higher than standard"),
+        ({"gap to training text, GIN": 0.3}, "does not hold", "GIN's gap higher than standard by 0.100"),
+        (
+            {"gap to training text, GIN": 3.0 - 2.8},
+            "not shown at this scale",
+            "Not both are beyond the spread",
+        ),
         ({"nats per token, sparse GIN": 2.1}, "does not hold", "Sparse GIN is more than 0.02 above LoRA."),
         ({"nats per token, sparse GIN": 2.01}, "holds", "sparse GIN 2.010 ± 0.000, LoRA 2.000"),
     ],
@@ -37,6 +42,13 @@ def test_each_part_of_the_rule_decides(changes, outcome, text):
 def test_a_lead_within_the_spread_shows_nothing():
     runs = [run_with({"bits per byte, GIN": bits}) for bits in (2.7, 2.9, 3.1)]
     assert claims.judge(runs).outcome == "not shown at this scale"
+    runs = [run_with({"gap to training text, GIN": gap}) for gap in (0.1, 0.3, 0.5)]
+    assert claims.judge(runs).outcome == "not shown at this scale"
+
+
+def test_the_gap_is_told_as_one_between_texts():
+    assert "training text (about half of which 150 steps draw)" in claims.judge([run_with()] * 3).measured
+    assert "not a measure of overfitting" in claims.CLAIM.rule
 
 
 def test_nets_have_equal_parameters():

@@ -1,4 +1,4 @@
-"""GIN attention's claim: a language model with it is better on held-out text, and overfits less."""
+"""GIN attention's claim: better on held-out text, with less distance between held-out and training text."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def network(name: str, seed: int) -> nn.Module:
 
 
 def text_values(name: str, seed: int, steps: int, step: Step) -> Values:
-    """Bits per byte on held-out text and on text that was trained on."""
+    """Bits per byte on held-out text and on windows of the training text, drawn in training or not.
+
+    STEPS steps draw about half of the training text's bytes: the gap is one between two texts.
+    """
     import torch
 
     from attlas.tasks import byte_text, load_source
@@ -83,7 +86,7 @@ def text_values(name: str, seed: int, steps: int, step: Step) -> Values:
             nats = sum(next_token_loss(net, some).item() * len(some) for some in windows.split(16))
         return nats / len(windows) / math.log(2)
 
-    # As many windows of what was trained on, from all over it.
+    # As many windows from all over the training text.
     starts = torch.linspace(0, len(text.train) - LENGTH - 1, WINDOWS).long()[:, None]
     seen, held = bits(text.train[starts + torch.arange(LENGTH + 1)]), bits(text.test_windows(LENGTH, WINDOWS))
     parameters = sum(weight.numel() for weight in net.parameters())
@@ -169,7 +172,8 @@ def judge(runs: Sequence[Values]) -> Verdict:
         for what in ("bits per byte", "gap to training text")
     )
     measured = (
-        f"Bits per byte held out: {_row(bits)}; above those on training text: {_row(gap)}; parameters "
+        f"Bits per byte held out: {_row(bits)}; above those on the training text (about half of which "
+        f"{STEPS} steps draw): {_row(gap)}; parameters "
         + ", ".join(f"{name} {table[f'parameters, {name}']['mean']:.0f}" for name in NAMES)
         + "."
     )
@@ -184,12 +188,12 @@ def judge(runs: Sequence[Values]) -> Verdict:
         )
     ]
     told = f"{measured} {'; '.join(worse)}."
-    lead = _lead(bits["standard"], bits["GIN"])
-    if lead < 0:
+    leads = [_lead(row["standard"], row["GIN"]) for row in (bits, gap)]
+    if min(leads) < 0:
         return Verdict("does not hold", told)
     if tuned and tuned["sparse GIN"]["mean"] > tuned["LoRA"]["mean"] + NEAR:
         return Verdict("does not hold", f"{told} Sparse GIN is more than {NEAR} above LoRA.")
-    if lead == 0 or _lead(gap["standard"], gap["GIN"]) <= 0:
+    if min(leads) == 0:
         return Verdict("not shown at this scale", f"{told} Not both are beyond the spread of the seeds.")
     return Verdict("holds", told)
 
@@ -207,14 +211,16 @@ def _row(table: Mapping[str, Mapping[str, Any]]) -> str:
 CLAIM = Claim(
     says=(
         "Attention as a graph isomorphism network (GIN) gives a lower validation loss than standard "
-        "attention, and a smaller gap between validation and training; a sparse GIN on the maps of a frozen "
-        "model fine-tunes it as well as LoRA."
+        "attention, and a smaller gap between validation text and training text; a sparse GIN on the maps of "
+        "a frozen model fine-tunes it as well as LoRA."
     ),
     rule=(
         "Small language models on bytes with equally many parameters, means over the seeds. GIN's held-out "
         "bits and its gap between held-out and training text both lie below standard attention's by more "
-        "than the two standard deviations together: it holds. GIN's held-out bits lie above by more: it does "
-        "not. In between nothing is shown. PNA is measured beside it. With --long also: sparse GIN's "
+        "than the two standard deviations together: it holds. Either of them lies above by more: it does "
+        f"not. In between nothing is shown. About half of the training text is drawn in {STEPS} steps, so "
+        "that the gap is one between texts, not a measure of overfitting. PNA is measured beside it. With "
+        "--long also: sparse GIN's "
         f"held-out nats at most {NEAR} above LoRA's at equally many trained parameters, or it does not hold."
     ),
     settings=SETTINGS,

@@ -22,10 +22,11 @@ ATTENTION_HEADS = 4
 EPOCHS, BATCH, RATE = 3, 32, 2e-3
 ARMS = ("mean", "additive", "self-attention", "LAMA", "LAMA+ctx")
 RIVAL, OURS = ARMS[2], ARMS[3]
-NEAR, FEWER, LEARNT = 0.01, 5, 0.4
+NEAR, LEARNT = 0.01, 0.4
+CLASSES = 26
 SETTINGS = {
-    "data": f"WordNet's noun glosses, 26 classes, {TRAIN} to train on and {TEST} to judge by, the first "
-    f"{WORDS} words of each; words that stand twice in the training part",
+    "data": f"WordNet's noun glosses, {CLASSES} classes, {TRAIN} to train on and {TEST} to judge by, the "
+    f"first {WORDS} words of each; words that stand twice in the training part",
     "net": f"embedding {EMBEDDING}, BiGRU of {HIDDEN} per direction (100 and 100 with --long), dropout "
     f"{DROPOUT}, pooling, linear classes",
     "pooling": f"LAMA with {HEADS} heads, self-attention with {ATTENTION_HEADS}",
@@ -123,9 +124,6 @@ def judge(runs: Sequence[Values]) -> Verdict:
         f"accuracy at most {NEAR} below self-attention": (
             mean("accuracy", OURS) >= mean("accuracy", RIVAL) - NEAR
         ),
-        f"at least {FEWER} times fewer parameters of the attention": (
-            FEWER * mean("attention parameters", OURS) <= mean("attention parameters", RIVAL)
-        ),
         "less time per epoch with every seed": all(
             run[f"seconds per epoch, {OURS}"] < run[f"seconds per epoch, {RIVAL}"] for run in runs
         ),
@@ -145,7 +143,15 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
             f"{table[f'seconds per epoch, {name}']['mean']:.1f} CPU seconds an epoch)"
         )
 
-    return f"Accuracy: {', '.join(map(one, ARMS))}."
+    ours, theirs = (table[f"attention parameters, {name}"]["mean"] for name in (OURS, RIVAL))
+    # The states' width, from LAMA's P, Q and context.
+    width = ours / (2 * HEADS + 1)
+    more, less = (pool + (vectors * width + 1) * CLASSES for pool, vectors in ((theirs, 1), (ours, HEADS)))
+    return (
+        f"Accuracy: {', '.join(map(one, ARMS))}. Given, not measured: the pooling of {OURS} has "
+        f"{theirs / ours:.1f} times fewer parameters than that of {RIVAL}; with the classes, which read "
+        f"{HEADS} vectors and not one, {less:,.0f} against {more:,.0f}, {more / less:.1f} times fewer."
+    )
 
 
 CLAIM = Claim(
@@ -154,10 +160,11 @@ CLAIM = Claim(
         "self-attention, with fewer parameters and less time."
     ),
     rule=(
-        "Glosses of 26 classes, the same BiGRU with five poolings, means over the seeds: LAMA's accuracy "
-        f"is at most {NEAR} below that of the self-attention block, its pooling has at least {FEWER} times "
-        "fewer parameters, and an epoch of training takes less CPU time with every seed. Nothing is shown "
-        f"where self-attention is below {LEARNT}."
+        f"Glosses of {CLASSES} classes, the same BiGRU with five poolings, means over the seeds: LAMA's "
+        f"accuracy is at most {NEAR} below that of the self-attention block, and an epoch of "
+        "training takes less CPU time with every seed. The parameters are given with the sizes, of "
+        f"the pooling and of pooling and classes together, and not judged. "
+        f"Nothing is shown where self-attention is below {LEARNT}."
     ),
     settings=SETTINGS,
     measure=measure,
