@@ -42,6 +42,13 @@ def table(header: Sequence[str], rows: Rows) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def _written(result: Mapping[str, Any]) -> str:
+    """When the rule was written; `rule_changed` of a result says what became of it since."""
+    first = "written before its results were seen"
+    changed = result.get("rule_changed")
+    return first if changed is None else f"{first}, {changed}"
+
+
 def claim_section(result: Mapping[str, Any]) -> str:
     """One claim: says, measured, verdict, and every value with its spread."""
     rows = [
@@ -51,7 +58,7 @@ def claim_section(result: Mapping[str, Any]) -> str:
     return (
         f"## {result['title']} ({result['source']})\n\n"
         f"**Paper says**: {result['says']}\n\n"
-        f"**Judged by** (written before its results were seen): {result['rule']}\n\n"
+        f"**Judged by** ({_written(result)}): {result['rule']}\n\n"
         f"**Measured here**: {result['measured']}\n\n"
         f"**Verdict: {result['verdict']}**\n\n"
         + table(["value", "mean", "sd", "least", "largest"], rows)
@@ -164,7 +171,8 @@ def readme_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(
             f"Central claims of {len(claims)} papers, each measured again with at least {seeds} seeds by a "
             f"rule written before its results were seen: {told}. "
-            "[RESULTS.md](RESULTS.md) says by how much.\n\n"
+            "[RESULTS.md](RESULTS.md) says by how much, and names each rule that was worded again afterwards."
+            "\n\n"
             + table(
                 ["system", "source", "verdict"],
                 [[result["title"], result["source"], result["verdict"]] for result in claims],
