@@ -139,7 +139,11 @@ def empty(normaliser: Normaliser | None) -> tuple[Tensor, State]:
         (Softmax(), Softmax(5.0), r"part 0 from softmax, part 1 from softmax\(sink=5\)"),
         (None, Softmax(5.0), r"part 0 from softmax, part 1 from softmax\(sink=5\)"),
         (Softmax(5.0), None, r"part 0 from softmax\(sink=5\), part 1 from softmax"),
-        (Softmax(torch.zeros(2)), Softmax(torch.ones(2)), r"softmax\(sink per head\) with other values in it"),
+        (
+            Softmax(torch.zeros(2)),
+            Softmax(torch.ones(2)),
+            r"softmax\(sink per head\) with other values in it",
+        ),
         (Softmax(torch.zeros(2)), Softmax(0.0), r"softmax\(sink per head\), part 1 from softmax\(sink=0\)"),
         (Ratio("relu", 1e-6), Ratio("relu", 5.0), r"ratio\(relu, eps=1e-06\), part 1 from .* eps=5\)"),
         (L1("softplus"), L1("relu"), r"part 0 from l1\(softplus\), part 1 from l1\(relu\)"),
@@ -172,6 +176,8 @@ def test_parts_of_other_normalisers_do_not_merge(
         (Identity(), Identity()),
     ],
 )
-def test_parts_of_equal_normalisers_made_twice_merge(one: Normaliser | None, other: Normaliser | None) -> None:
+def test_parts_of_equal_normalisers_made_twice_merge(
+    one: Normaliser | None, other: Normaliser | None
+) -> None:
     out, state = merge([empty(one), empty(other)])
     assert (out == 0).all() and (state.lse == -float("inf")).all()

@@ -28,8 +28,16 @@ def run_with(changes=None):
         ({"first token, baseline": 0.1}, "not shown at this scale", "the baseline has no sink to lose"),
         ({"gate, G1 elementwise": 0.5}, "does not hold", "below its start of 0.5"),
         ({"loss, baseline": 2.0}, "not shown at this scale", "the gain in loss over baseline is within the"),
-        ({"loss, G1 headwise": 2.0}, "not shown at this scale", "the gain in loss over G1 headwise is within"),
-        ({"loss, G2 elementwise": 2.0}, "not shown at this scale", "over G2 elementwise is within the spread"),
+        (
+            {"loss, G1 headwise": 2.0},
+            "not shown at this scale",
+            "the gain in loss over G1 headwise is within",
+        ),
+        (
+            {"loss, G2 elementwise": 2.0},
+            "not shown at this scale",
+            "over G2 elementwise is within the spread",
+        ),
     ],
 )
 def test_each_part_of_the_rule_decides(changes, outcome, text):
@@ -46,7 +54,12 @@ def test_each_part_of_the_rule_decides(changes, outcome, text):
         ("G1 elementwise", 0.15, "not shown at this scale", "the gain in loss over baseline is within"),
         ("baseline", 0.15, "not shown at this scale", "Not shown: the gain in loss over baseline is within"),
         ("G1 headwise", 0.15, "not shown at this scale", "Not shown: the gain in loss over G1 headwise is"),
-        ("G2 elementwise", 0.15, "not shown at this scale", "Not shown: the gain in loss over G2 elementwise"),
+        (
+            "G2 elementwise",
+            0.15,
+            "not shown at this scale",
+            "Not shown: the gain in loss over G2 elementwise",
+        ),
     ],
 )
 def test_a_gain_counts_beyond_the_spread_of_the_seeds(arm, change, outcome, text):

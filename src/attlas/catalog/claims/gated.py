@@ -1,4 +1,4 @@
-"""Gated attention's claim: a sigmoid gate behind attention lowers the loss, closes, and takes the sink away."""
+"""Gated attention's claim: a gate behind attention lowers the loss, closes, and takes the sink away."""
 
 from __future__ import annotations
 
