@@ -1,6 +1,7 @@
 """FlashSigmoid: its constant, what composes with it, its merge and its baselines."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,8 @@ def test_bias_keeps_row_sums_near_one_at_any_start() -> None:
     assert attend(query, keys, ones, normaliser=Sigmoid(0.0)).mean() == pytest.approx(n / 2, rel=0.02)
     with pytest.raises(ValueError, match="trained_length must be the number of tokens of training.*got 0"):
         flash_sigmoid(0)
+    with pytest.raises(ValueError, match="a whole number of at least 1, got True"):
+        flash_sigmoid(True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -150,3 +153,15 @@ def test_alibi_instead_of_rotary_positions() -> None:
             y, state = layer.advance(piece, state)
             rows.append(y)
     torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf])
+def test_a_bias_is_finite(bias: float) -> None:
+    with pytest.raises(ValueError, match="Sigmoid: bias must be finite, got"):
+        Sigmoid(bias)
+
+
+def test_a_bias_is_a_number() -> None:
+    text: Any = "x"
+    with pytest.raises(TypeError, match="Sigmoid: bias must be a number, or None .*, got 'x'"):
+        Sigmoid(text)

@@ -233,8 +233,12 @@ def test_two_rounds_over_shards_are_the_whole() -> None:
 def test_errors(power: float) -> None:
     with pytest.raises(ValueError, match="power must be a finite number of at least 1, got"):
         ShiftPower(power)
-    with pytest.raises(ValueError, match="lssa: width must be that of a head, at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match="lssa: width must be that of a head, a whole number of at least 2, got 1"
+    ):
         lssa(1)
+    with pytest.raises(ValueError, match="a whole number of at least 2, got True"):
+        lssa(True)
 
 
 def test_names() -> None:

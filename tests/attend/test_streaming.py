@@ -14,6 +14,7 @@ from attlas.attend import (
     L1,
     OverCount,
     Sigmoid,
+    Softmax,
     TimesLogCount,
     attend,
     lssa,
@@ -205,15 +206,19 @@ def test_extreme_logits() -> None:
         assert all(one.isfinite().all() for one in torch.autograd.grad(out.sum(), given[:2]))
 
 
-@pytest.mark.parametrize("normaliser", [Sigmoid(-2.0), lssar(WIDTH, 15)["normaliser"]])
-def test_what_is_not_seen_is_not_read_and_nan_is_not_hidden(normaliser: Any) -> None:
+@pytest.mark.parametrize("at", [40, 41, 42, 43])
+@pytest.mark.parametrize("normaliser", [Softmax(), Sigmoid(-2.0), lssar(WIDTH, 15)["normaliser"]])
+def test_nan_is_not_hidden_and_stays_in_the_groups_of_four_rows_that_see_it(normaliser: Any, at: int) -> None:
+    """Rows at .. at + 19 see it; what else is not finite lies in the groups of the first and the last."""
     given = [tensor.detach() for tensor in tensors(130, 130)]
     plain = attend(*given, pattern=causal() & window(20), normaliser=normaliser, backend="block")
     for tensor in given[1:]:
-        tensor[:, :, 40] = torch.nan
+        tensor[:, :, at] = torch.nan
     out = attend(*given, pattern=causal() & window(20), normaliser=normaliser, backend="block")
-    assert out[:, :, 40:60].isnan().all()
-    assert torch.equal(out[:, :, :40], plain[:, :, :40]) and torch.equal(out[:, :, 60:], plain[:, :, 60:])
+    assert out[:, :, at : at + 20].isnan().all()
+    first, end = at // 4 * 4, -(-(at + 20) // 4) * 4
+    assert torch.equal(out[:, :, :first], plain[:, :, :first])
+    assert torch.equal(out[:, :, end:], plain[:, :, end:])
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -343,3 +343,20 @@ def test_every_architecture_is_tested() -> None:
     assert set(ARCHITECTURES) == {
         "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "bert"
     }  # fmt: skip
+
+
+def test_a_module_of_two_layers_is_refused(llama: Any) -> None:
+    one = Gate(32, 4, 8)
+    with pytest.raises(ValueError, match="the Gate for layer 1, or a weight of it, stands in layer 0: saved"):
+        insert(llama, "G1", lambda layer: one)
+    assert not inserted(llama)
+    with insert(llama, "G1", one, layers=0):
+        with pytest.raises(ValueError, match="the Gate for layer 1, .* stands in the model already"):
+            insert(llama, "G1", one, layers=1)
+        tied = Gate(32, 4, 8)
+        tied.weight = one.weight
+        with pytest.raises(ValueError, match="the Gate for layer 2, .* stands in the model already"):
+            insert(llama, "G1", tied, layers=2)
+        assert len(inserted(llama)) == 1
+    with insert(llama, "G1", lambda layer: copy.deepcopy(one)) as handle:
+        assert len({id(weight) for weight in handle.parameters()}) == 3

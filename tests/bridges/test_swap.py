@@ -255,3 +255,8 @@ def test_the_generic_backend_is_told_and_strict_refuses_it(llama: Any, tokens: C
 def test_a_class_is_told_to_be_made_first() -> None:
     with pytest.raises(TypeError, match="normaliser must be a Normaliser, made ready to use, got <class"):
         _check_kinds({"normaliser": Softmax, "score": None})
+
+
+def test_layers_are_whole_numbers() -> None:
+    with pytest.raises(TypeError, match=r"swap layers must be numbers of layers, whole ones, got \[True\]"):
+        swap(normaliser=Identity(), layers=[True])

@@ -121,7 +121,63 @@ def test_merge_errors() -> None:
         merge([])
     with pytest.raises(ValueError, match=r"part 1 has out \(1, 1, 2, 2\)"):
         merge([(out, State(lse)), (out[:, :, :2], State(lse[:, :, :2]))])
-    with pytest.raises(ValueError, match="different normalisers: Identity, Softmax"):
+    with pytest.raises(ValueError, match="different normalisers: part 0 from softmax, part 1 from identity"):
         merge([(out, State(lse)), (out, State(lse, None, Identity()))])
     with pytest.raises(ValueError, match="parts of a row cannot be merged"):
         Sigmoid().merge([(out, State(lse))])
+
+
+def empty(normaliser: Normaliser | None) -> tuple[Tensor, State]:
+    lse, total = torch.full((1, 2, 3), -float("inf")), torch.zeros(1, 2, 3)
+    return torch.zeros(1, 2, 3, 2), State(lse, total, normaliser)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (Softmax(0.0), Softmax(5.0), r"part 0 from softmax\(sink=0\), part 1 from softmax\(sink=5\)"),
+        (Softmax(), Softmax(5.0), r"part 0 from softmax, part 1 from softmax\(sink=5\)"),
+        (None, Softmax(5.0), r"part 0 from softmax, part 1 from softmax\(sink=5\)"),
+        (Softmax(5.0), None, r"part 0 from softmax\(sink=5\), part 1 from softmax"),
+        (
+            Softmax(torch.zeros(2)),
+            Softmax(torch.ones(2)),
+            r"softmax\(sink per head\) with other values in it",
+        ),
+        (Softmax(torch.zeros(2)), Softmax(0.0), r"softmax\(sink per head\), part 1 from softmax\(sink=0\)"),
+        (Ratio("relu", 1e-6), Ratio("relu", 5.0), r"ratio\(relu, eps=1e-06\), part 1 from .* eps=5\)"),
+        (L1("softplus"), L1("relu"), r"part 0 from l1\(softplus\), part 1 from l1\(relu\)"),
+        (Sigmoid(-1.0), Sigmoid(-8.0), r"sigmoid\(bias=-1\), part 1 from sigmoid\(bias=-8\)"),
+        # Told apart by no name of six digits.
+        (Sigmoid(-1.0), Sigmoid(-1.0000001), r"part 1 from sigmoid\(bias=-1\) with other values in it"),
+        (L1("relu"), Ratio("relu"), r"part 0 from l1\(relu\), part 1 from ratio"),
+        (Identity(), None, "part 0 from identity, part 1 from softmax"),
+    ],
+)
+def test_parts_of_other_normalisers_do_not_merge(
+    one: Normaliser | None, other: Normaliser | None, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"merge: parts come from different normalisers: .*{told}"):
+        merge([empty(one), empty(other)])
+    with pytest.raises(ValueError, match="part 2 from"):
+        merge([empty(one), empty(one), empty(other)])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (None, Softmax()),
+        (Softmax(), None),
+        (Softmax(0.5), Softmax(0.5)),
+        (Softmax(torch.ones(2)), Softmax(torch.ones(2).requires_grad_())),
+        (Ratio("relu", 0.1), Ratio("relu", 0.1)),
+        (L1("softplus"), L1("softplus")),
+        (Sigmoid(-1.0), Sigmoid(-1.0)),
+        (Identity(), Identity()),
+    ],
+)
+def test_parts_of_equal_normalisers_made_twice_merge(
+    one: Normaliser | None, other: Normaliser | None
+) -> None:
+    out, state = merge([empty(one), empty(other)])
+    assert (out == 0).all() and (state.lse == -float("inf")).all()

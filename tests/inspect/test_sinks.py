@@ -10,7 +10,7 @@ from attlas.attend import L1, Identity, Sigmoid, Softmax, attend
 from attlas.inspect.sinks import maps_of, received, sink_strength
 from attlas.layers import MIXERS, SelfAttention, Setting
 from attlas.models import SmallLM
-from attlas.pattern import causal
+from attlas.pattern import causal, opaque, window
 from attlas.score import EdgeBias
 
 TOKENS = 90  # more than a block of rows
@@ -106,3 +106,24 @@ def test_hooks_are_gone_also_after_an_error():
     with pytest.raises(RuntimeError, match="no"):
         maps_of([mixer], lambda: (_ for _ in ()).throw(RuntimeError("no")))
     assert not mixer._forward_hooks and not mixer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("pattern", [None, window(5), ~causal()])
+def test_a_map_that_is_not_causal_is_refused(pattern):
+    mixer, x = SelfAttention(8, 2, pattern=pattern), torch.randn(1, TOKENS, 8)
+    (request,) = maps_of([mixer], lambda: mixer(x))
+    with pytest.raises(ValueError, match="the sink metric is of causal attention.*rows see later tokens"):
+        received(request)
+    with pytest.raises(ValueError, match="the sink metric is of causal attention"):
+        sink_strength([mixer], lambda: mixer(x))
+
+
+def test_a_causal_map_that_no_recipe_guarantees_is_taken():
+    pattern = opaque(lambda i, j: j <= i, "no later ones")
+    assert not pattern.is_causal
+    x, found = drawn(), []
+    for seen in (pattern, causal()):
+        mixer = layer()
+        mixer.pattern = seen
+        found.append(sink_strength([mixer], lambda mixer=mixer: mixer(x)))
+    assert found[0].first_share == pytest.approx(found[1].first_share)

@@ -109,7 +109,9 @@ def test_branches_that_do_not_add_up_are_refused():
     ):
         with pytest.raises(ValueError, match="branches add up to one convolution if the first has the"):
             add_branch(large, small)
-    with pytest.raises(ValueError, match="kernel and small must be odd, kernel the larger, and width a mult"):
+    with pytest.raises(
+        ValueError, match="RepDepthwise: kernel and small must be odd and positive, kernel the"
+    ):
         RepDepthwise(4, kernel=3, small=3)
 
 
@@ -145,3 +147,8 @@ def test_a_whole_model_is_fused_in_a_copy():
 def test_no_statistics_no_folding():
     with pytest.raises(ValueError, match="without running statistics is no fixed map"):
         fold_after(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def test_a_branch_without_a_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel and small must be odd and positive.*got 7, -1"):
+        RepDepthwise(4, small=-1)

@@ -185,10 +185,10 @@ def test_errors():
         mixer_entry("metamixer").build(Setting(8, 2, causal=False, length=64))
     with pytest.raises(ValueError, match="made for a grid of 5 x 7 tokens, got 36 tokens"):
         GridMixer(ffn_mixer(4), (5, 7))(torch.randn(1, 36, 4))
-    with pytest.raises(ValueError, match="width must be a multiple of heads, got 8 and 3"):
+    with pytest.raises(ValueError, match="attention_mixer: width must be a multiple of heads, got 8 and 3"):
         attention_mixer(8, 3)
     for make in (lambda: ffn_mixer(4, (4, 3)), lambda: pooling_mixer(4, 2)):
-        with pytest.raises(ValueError, match="kernel must be odd, got"):
+        with pytest.raises(ValueError, match="kernel must be odd and at least 1, got"):
             make()
 
 
@@ -202,3 +202,10 @@ def test_stochastic_depth_keeps_the_mean_and_leaves_out_whole_rows():
     assert torch.equal(layer.eval()(x), x)
     with pytest.raises(ValueError, match="rate must be from 0 to below 1, got 1"):
         StochasticDepth(1.0)
+
+
+def test_heads_that_do_not_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="DynamicKeys: channels must be a multiple of heads, got 4 and 3"):
+        DynamicKeys(torch.nn.Identity(), 3)(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match="DynamicKeys: heads must be at least 1, got 0"):
+        DynamicKeys(torch.nn.Identity(), 0)

@@ -138,3 +138,10 @@ def test_half_precision_is_near():
     for found in (mixed_precision, narrow):
         # A dozen roundings of 2^-9 in a row.
         assert (found - wanted).abs().max() / wanted.abs().max() < 0.05
+
+
+def test_sizes_of_a_block() -> None:
+    with pytest.raises(ValueError, match="MixerBlock: .* must be at least 1, got 6, 0, 4 and 4"):
+        NiNBlock(6, 0, 4)
+    with pytest.raises(ValueError, match="NiNBlock: x must have the width 6 it was made for, got 5"):
+        NiNBlock(6, 3, 4)(torch.zeros(1, 3, 5))

@@ -121,3 +121,8 @@ def test_errors():
         small_ffnet("mlp")
     with pytest.raises(ValueError, match="no hidden width makes 3 parameters: 1 makes 13"):
         equal_hidden(lambda hidden: nn.Sequential(nn.Linear(4, hidden), nn.Linear(hidden, 4)), 3)
+
+
+def test_images_of_other_channels() -> None:
+    with pytest.raises(ValueError, match="FFNet: images must have 1 channels, got 3; make the net with"):
+        small_ffnet(width=8, blocks=1)(torch.zeros(2, 3, 8, 8))

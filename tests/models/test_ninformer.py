@@ -58,3 +58,9 @@ def test_errors():
         PatchNet.ninformer(side=30)
     with pytest.raises(ValueError, match=r"images must be 8 x 8 pixels.*got 10 x 8; resize"):
         small_ninformer()(torch.randn(1, 1, 10, 8))
+
+
+def test_images_of_other_channels() -> None:
+    net = PatchNet.ninformer(side=8, width=8, hidden=8, layers=1)
+    with pytest.raises(ValueError, match="PatchNet: images must have 3 channels, got 1; make the net with"):
+        net(torch.zeros(2, 1, 8, 8))

@@ -6,6 +6,9 @@ call of a dense kernel, and pieces of a row merge by their lse (`block_program`,
 run other normalisers than softmax, in one sweep over the keys or in two (`streaming`).
 Differentiable once, with lse; grouped queries without repeated keys; heads with different patterns each cost
 their own pairs.
+A value that is no number (NaN, infinite) reaches every row of its group of four queries, four from the
+first row of a strip, as soon as one of them sees it, earlier rows included: the strips multiply what a row
+does not see by 0. Rows of groups in which nobody sees it are as without it.
 Legend: B batch, H query heads, G KV heads, N queries, M keys, D width, V value width.
 """
 

@@ -17,12 +17,12 @@ def flash_sigmoid(trained_length: int) -> Sigmoid:
     sigmoid(l - log n) = (e^l / n) / (1 + e^l / n), so that the sum of a row of n keys is about 1 at the start
     of training. `Sigmoid()` takes the number of each row's edges instead, and is another function: its bias
     moves with the row and with a cache. Parts add up; a weight needs nothing but its own edge. ValueError: a
-    length below 1.
+    length that is no whole number of at least 1.
     """
-    if trained_length < 1:
+    if not (isinstance(trained_length, int) and not isinstance(trained_length, bool) and trained_length >= 1):
         raise ValueError(
-            f"flash_sigmoid: trained_length must be the number of tokens of training, at least 1, got "
-            f"{trained_length}"
+            f"flash_sigmoid: trained_length must be the number of tokens of training, a whole number of at "
+            f"least 1, got {trained_length!r}"
         )
     return Sigmoid(-math.log(trained_length))
 

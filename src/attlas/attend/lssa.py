@@ -119,11 +119,11 @@ def lssa(width: int) -> Scoring:
         u_ij = softplus(log width log n_i cos(q_i, k_j)),   w_ij = u_ij / Σ_k u_ik
 
     Absent pairs are left out of the sum, as a 0/1 mask after the softplus leaves them. Runs on the strip
-    kernel in one sweep, in float32 (bfloat16 is widened). ValueError: a width below 2, whose logarithm is not
-    positive.
+    kernel in one sweep, in float32 (bfloat16 is widened). ValueError: a width that is no whole number, or
+    below 2, whose logarithm is not positive.
     """
-    if width < 2:
-        raise ValueError(f"lssa: width must be that of a head, at least 2, got {width}")
+    if not (isinstance(width, int) and not isinstance(width, bool) and width >= 2):
+        raise ValueError(f"lssa: width must be that of a head, a whole number of at least 2, got {width!r}")
     return {"score": Cosine(math.log(width)), "normaliser": TimesLogCount() >> L1("softplus")}
 
 

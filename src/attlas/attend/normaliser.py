@@ -145,10 +145,22 @@ class Sigmoid(Normaliser):
 
     bias: a number (`flash_sigmoid(n)`: -log of the trained length, Ramapuram et al. 2024, arXiv 2409.04431),
     or None for -log(edges of the row); with None a weight depends on the number of edges, and parts do not
-    merge.
+    merge. TypeError, ValueError: a bias that is no number, or not finite.
     """
 
     bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias is None:
+            return
+        if isinstance(self.bias, bool) or not isinstance(self.bias, int | float):
+            raise TypeError(
+                f"Sigmoid: bias must be a number, or None for -log(edges of the row), got {self.bias!r}"
+            )
+        if not math.isfinite(self.bias):
+            raise ValueError(
+                f"Sigmoid: bias must be finite, got {self.bias}; None means -log(edges of the row)"
+            )
 
     @property
     def name(self) -> str:

@@ -13,10 +13,16 @@ from torch import Tensor
 
 __all__ = ["Part", "State", "merge", "merge_mean", "merge_softmax", "merge_sum"]
 
+PLAIN = "softmax"
+"""Name of the normaliser of a state that holds none."""
+
 
 @runtime_checkable
 class Merges(Protocol):
     """Whatever can merge parts: every normaliser does, or says why it cannot."""
+
+    @property
+    def name(self) -> str: ...
 
     def merge(self, parts: "Sequence[Part]") -> "Part": ...
 
@@ -43,8 +49,8 @@ def merge(parts: Sequence[Part]) -> Part:
     """Merge [(out, state), ...] of disjoint edge sets into the (out, state) of their union.
 
     Exact in value and gradient: grad(merge(parts)) = grad(whole). An empty part (out 0, lse -inf) adds
-    nothing, two empty parts stay empty. ValueError: no parts, parts of different normalisers, shapes that
-    differ.
+    nothing, two empty parts stay empty. ValueError: no parts, parts of different normalisers (of another
+    kind, or with another number or tensor in them), shapes that differ.
     """
     if not parts:
         raise ValueError("merge: expected at least one (out, state), got none")
@@ -62,11 +68,40 @@ def merge(parts: Sequence[Part]) -> Part:
                 f"{tuple(shape[:-1])}; part {number} has out {tuple(out.shape)} and lse "
                 f"{tuple(state.lse.shape)}"
             )
+    _check_normalisers([state.normaliser for _, state in parts])
     rules = [state.normaliser for _, state in parts if state.normaliser is not None]
-    kinds = {"Softmax" if state.normaliser is None else type(state.normaliser).__name__ for _, state in parts}
-    if len(kinds) > 1:
-        raise ValueError(f"merge: parts come from different normalisers: {', '.join(sorted(kinds))}")
     return rules[0].merge(parts) if rules else merge_softmax(parts)
+
+
+def _check_normalisers(rules: Sequence[Merges | None]) -> None:
+    for number, rule in enumerate(rules):
+        if not _alike(rule, rules[0]):
+            first, other = (PLAIN if one is None else one.name for one in (rules[0], rule))
+            told = " with other values in it" if first == other else ""
+            raise ValueError(
+                f"merge: parts come from different normalisers: part 0 from {first}, part {number} from "
+                f"{other}{told}"
+            )
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two normalisers, or what they hold, are the same in kind and in value."""
+    if one is other:
+        return True
+    if one is None or other is None:
+        # A state without a normaliser is that of plain softmax.
+        held = other if one is None else one
+        return isinstance(held, Merges) and held.name == PLAIN
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.device == other.device and torch.equal(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, Merges):
+        mine, its = vars(one), vars(other)
+        return mine.keys() == its.keys() and all(_alike(mine[name], its[name]) for name in mine)
+    return bool(one == other)
 
 
 def _kinds(part: object) -> str:

@@ -141,7 +141,8 @@ def insert(
     type; a plan for the model still fits. Several at one point act in the order of insertion. Decoding: what
     changes keys and values is in the cache. UnsupportedModel: an architecture that is not known. ValueError:
     an unknown point, layers, a module that does not take (part, x), a gate of another size, or one per head
-    before a norm that would cancel it.
+    before a norm that would cancel it, a module that stands in another layer or in the model already (its
+    weights would be saved twice and come back as two).
     """
     wired = wiring(model)
     chosen = checked_layers((layers,) if isinstance(layers, int) else layers, wired)
@@ -155,6 +156,7 @@ def insert(
         modules = [module]
     else:
         modules = [module(layer) for layer in chosen]
+    _check_own(model, modules, chosen)
     for site, one in zip(found, modules, strict=True):
         _check(site, one)
     slots, names, hooks = [], [], []
@@ -223,6 +225,23 @@ def _free(site: Site) -> str:
     while f"{INSERTED}{site.where}_{number}" in site.attention._modules:
         number += 1
     return f"{INSERTED}{site.where}_{number}"
+
+
+def _check_own(model: nn.Module, modules: Sequence[Any], layers: Sequence[int]) -> None:
+    """Every layer's module has weights of its own, and none that the model has already."""
+    holders = {id(weight): "the model already" for weight in model.parameters()}
+    holders |= {id(part): "the model already" for part in model.modules()}
+    for layer, module in zip(layers, modules, strict=True):
+        if not isinstance(module, nn.Module):
+            continue
+        for part in (module, *module.parameters()):
+            if id(part) in holders:
+                raise ValueError(
+                    f"insert: the {type(module).__name__} for layer {layer}, or a weight of it, stands in "
+                    f"{holders[id(part)]}: saved and loaded it would be two; make one for each layer, such "
+                    "as lambda layer: copy.deepcopy(module)"
+                )
+        holders |= {id(part): f"layer {layer}" for part in (*module.modules(), *module.parameters())}
 
 
 def _check(site: Site, module: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -53,10 +53,19 @@ def swap(
     if pattern is not None and plan is not None:
         raise ValueError("swap: give either pattern or plan, not both: a plan holds a pattern per layer")
     _check_kinds({"normaliser": normaliser, "score": score, "pattern": pattern, "plan": plan})
-    chosen = None
-    if layers is not None:
-        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
-    return Swap(normaliser, score, pattern if plan is None else plan, chosen)
+    return Swap(normaliser, score, pattern if plan is None else plan, _numbers(layers))
+
+
+def _numbers(layers: object) -> tuple[int, ...] | None:
+    several = [layers] if isinstance(layers, int) else layers
+    if several is None:
+        return None
+    if isinstance(several, str) or not isinstance(several, Iterable):
+        raise TypeError(f"swap layers must be a layer's number or several of them, got {layers!r}")
+    numbers = tuple(several)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in numbers):
+        raise TypeError(f"swap layers must be numbers of layers, whole ones, got {layers!r}")
+    return numbers
 
 
 def _check_kinds(given: Mapping[str, object]) -> None:

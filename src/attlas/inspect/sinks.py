@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attlas.attend import ColumnMean, Normaliser, Request, RowContext, Softmax, Sum, reduce
 from attlas.attend.normaliser import zero_where_edges
 from attlas.attend.observing import observing
+from attlas.pattern import causal
 
 __all__ = ["Sinks", "maps_of", "received", "sink_strength"]
 
@@ -46,6 +47,7 @@ def sink_strength(
     alpha_1 depends on T: uniform causal attention has H_T / T (0.042 at 128 tokens, 0.004 at 2048), so that
     figures of different lengths are told apart. Maps that are not softmax's are divided by their row's sum of
     absolute weights, as in the source. Mixers without a map of their own (`maps_of`) are left out.
+    ValueError: a map that is not causal, in which T - k + 1 is not the number of rows that may see token k.
     Cost: the forward pass and its logits once more, O(T * 64) memory.
     """
     found = [received(request) for request in maps_of(mixers, run) if request is not None]
@@ -56,7 +58,15 @@ def sink_strength(
 
 
 def received(request: Request) -> Tensor:
-    """alpha_k, what token k gets of the rows that see it, on the mean: (B, H, T) of a causal request."""
+    """alpha_k, what token k gets of the rows that see it, on the mean: (B, H, T) of a causal request.
+
+    ValueError: a pattern in which a row sees later tokens.
+    """
+    if not _is_causal(request):
+        raise ValueError(
+            "the sink metric is of causal attention, where T - k + 1 rows see token k, but with the pattern "
+            f"{request.pattern or 'none (every pair)'} rows see later tokens; use causal() & pattern"
+        )
     normaliser = request.normaliser if type(request.normaliser) is Softmax else _shares(request.normaliser)
     found = reduce(
         request.query, torch.as_tensor(request.key), None, [ColumnMean()], pattern=request.pattern,
@@ -64,6 +74,13 @@ def received(request: Request) -> Tensor:
     )["column_mean"]  # fmt: skip
     tokens = found.shape[-1]
     return found * tokens / torch.arange(tokens, 0, -1, device=found.device)
+
+
+def _is_causal(request: Request) -> bool:
+    pattern, rows, keys = request.pattern, request.q_at, request.k_at
+    if pattern is None:
+        return request.keys == 1
+    return pattern.is_causal or pattern.count(rows, keys) == (pattern & causal()).count(rows, keys)
 
 
 def maps_of(mixers: Sequence[nn.Module], run: Callable[[], object]) -> list[Request | None]:

@@ -203,9 +203,10 @@ class RepDepthwise(Fusable):
     ) -> None:
         super().__init__()
         width = channels if width is None else width
-        if kernel <= small or not (kernel % 2 and small % 2) or width % channels:
+        odd = small > 0 and kernel % 2 and small % 2
+        if kernel <= small or not odd or channels < 1 or width % channels:
             raise ValueError(
-                "re-parameterised depthwise convolution: kernel and small must be odd, kernel the larger, "
+                "RepDepthwise: kernel and small must be odd and positive, kernel the larger, "
                 f"and width a multiple of channels, got {kernel}, {small}, {width} and {channels}"
             )
         self.large, self.small = (

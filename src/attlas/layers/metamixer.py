@@ -85,10 +85,16 @@ class DynamicKeys(nn.Module):
 
     def __init__(self, project: nn.Module, heads: int) -> None:
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"DynamicKeys: heads must be at least 1, got {heads}")
         self.project, self.heads = project, heads
 
     def forward(self, query: Float[Tensor, "B C Y X"], x: Float[Tensor, "B C Y X"]) -> Logits:
-        """The logits of all pairs, for a normaliser."""
+        """The logits of all pairs, for a normaliser; ValueError: channels that heads do not divide."""
+        if query.shape[1] % self.heads:
+            raise ValueError(
+                f"DynamicKeys: channels must be a multiple of heads, got {query.shape[1]} and {self.heads}"
+            )
         return Logits(_heads(query, self.heads), _heads(self.project(x), self.heads))
 
 
@@ -127,8 +133,8 @@ class MeanAround(nn.Module):
 
     def __init__(self, kernel: int = 3) -> None:
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {kernel}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"MeanAround: kernel must be odd and at least 1, got {kernel}")
         self.kernel = kernel
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
@@ -141,8 +147,8 @@ def depthwise(width: int, kernel: int) -> nn.Module:
     """A depthwise interaction: with two normalised branches at kernel 7, else one convolution with bias."""
     if kernel == REPARAMETERISED:
         return RepDepthwise(width, kernel=kernel)
-    if kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, got {kernel}")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"depthwise: kernel must be odd and at least 1, got {kernel}")
     return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
 
 
@@ -162,7 +168,7 @@ def attention_mixer(width: int, heads: int, normaliser: Normaliser | None = None
     Cost: 4 C^2 + 2 N C multiply-adds per pixel, fused. ValueError for a width that heads do not divide.
     """
     if heads < 1 or width % heads:
-        raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
+        raise ValueError(f"attention_mixer: width must be a multiple of heads, got {width} and {heads}")
     query, key, value = (ConvBN(width, width) for _ in range(3))
     return MetaMixer(
         query,

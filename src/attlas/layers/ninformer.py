@@ -69,8 +69,14 @@ class MixerBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        inside = hidden if token_hidden is None else token_hidden
+        if min(width, tokens, hidden, inside) < 1:
+            raise ValueError(
+                "MixerBlock: width, tokens, hidden and token_hidden must be at least 1, got "
+                f"{width}, {tokens}, {hidden} and {inside}"
+            )
         self.before_tokens, self.before_channels = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.tokens = TokenFeedForward(tokens, hidden if token_hidden is None else token_hidden, dropout)
+        self.tokens = TokenFeedForward(tokens, inside, dropout)
         self.channels = FeedForward(width, hidden, dropout)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
@@ -127,7 +133,10 @@ class NiNBlock(nn.Module):
         self.feed_forward = FeedForward(width, hidden, dropout)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Both residual steps."""
+        """Both residual steps; ValueError: another width than it was made for."""
+        width = self.norm.normalized_shape[0]
+        if x.shape[-1] != width:
+            raise ValueError(f"NiNBlock: x must have the width {width} it was made for, got {x.shape[-1]}")
         x = x + self.mixer(self.norm(x))
         return x + self.feed_forward(self.norm(x))
 

@@ -130,6 +130,7 @@ class FFNet(nn.Module):
             config = FFNETS[config]
         make = token_mixer or (lambda width, kernel: ffn_mixer(width, (kernel, kernel)))
         first, second = config.strides
+        self.channels = channels
         self.stem = nn.Sequential(
             ConvBN(channels, config.stem, 3, stride=first),
             nn.GELU(),
@@ -154,7 +155,12 @@ class FFNet(nn.Module):
             self._start(spread)
 
     def forward(self, images: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B classes"]:
-        """Logits of the classes."""
+        """Logits of the classes; ValueError: images of other channels than it was made for."""
+        if images.shape[1] != self.channels:
+            raise ValueError(
+                f"FFNet: images must have {self.channels} channels, got {images.shape[1]}; make the net with "
+                "channels="
+            )
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         # The layout of images with one channel says nothing, so that the stem may lose it.
         return self.head(self.stages(x.contiguous(memory_format=torch.channels_last)))

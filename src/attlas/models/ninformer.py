@@ -72,6 +72,11 @@ class PatchNet(nn.Module):
                 f"images must be {self.side} x {self.side} pixels, for which this net is made, got "
                 f"{images.shape[2]} x {images.shape[3]}; resize them"
             )
+        if images.shape[1] != self.cut.in_channels:
+            raise ValueError(
+                f"PatchNet: images must have {self.cut.in_channels} channels, got {images.shape[1]}; make "
+                "the net with channels="
+            )
         x = self.cut(images).flatten(2).mT
         return self.head(self.norm(self.blocks(x)).mean(1))
 

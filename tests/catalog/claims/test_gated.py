@@ -23,15 +23,58 @@ def run_with(changes=None):
         ({}, "holds", "Attention to the first token: baseline 0.400"),
         ({"loss, G1 elementwise": 2.2}, "does not hold", "no worse than that of any other arm"),
         ({"loss, G2 elementwise": 1.9}, "does not hold", "no worse than that of any other arm"),
-        ({"gate, G1 elementwise": 0.6}, "does not hold", "Not met: a mean gate of G1 elementwise below 0.5"),
+        ({"gate, G1 elementwise": 0.6}, "does not hold", "Not met: a mean gate of G1 elementwise below its"),
         ({"first token, G1 elementwise": 0.3}, "does not hold", "at most 0.5 of the baseline's"),
         ({"first token, baseline": 0.1}, "not shown at this scale", "the baseline has no sink to lose"),
-        ({"loss, G1 elementwise": 2.1}, "not shown at this scale", "the gain in loss is within the spread"),
+        ({"gate, G1 elementwise": 0.5}, "does not hold", "below its start of 0.5"),
+        ({"loss, baseline": 2.0}, "not shown at this scale", "the gain in loss over baseline is within the"),
+        (
+            {"loss, G1 headwise": 2.0},
+            "not shown at this scale",
+            "the gain in loss over G1 headwise is within",
+        ),
+        (
+            {"loss, G2 elementwise": 2.0},
+            "not shown at this scale",
+            "over G2 elementwise is within the spread",
+        ),
     ],
 )
 def test_each_part_of_the_rule_decides(changes, outcome, text):
     verdict = claims.judge([run_with(changes)] * 3)
     assert verdict.outcome == outcome and text in verdict.measured
+
+
+@pytest.mark.parametrize(
+    ("arm", "change", "outcome", "text"),
+    [
+        ("G1 elementwise", 0.05, "holds", "G1 elementwise 2.000 ± 0.050"),
+        ("baseline", 0.05, "holds", "baseline 2.100 ± 0.050"),
+        # The larger spread of two arms counts, whichever arm has it.
+        ("G1 elementwise", 0.15, "not shown at this scale", "the gain in loss over baseline is within"),
+        ("baseline", 0.15, "not shown at this scale", "Not shown: the gain in loss over baseline is within"),
+        ("G1 headwise", 0.15, "not shown at this scale", "Not shown: the gain in loss over G1 headwise is"),
+        (
+            "G2 elementwise",
+            0.15,
+            "not shown at this scale",
+            "Not shown: the gain in loss over G2 elementwise",
+        ),
+    ],
+)
+def test_a_gain_counts_beyond_the_spread_of_the_seeds(arm, change, outcome, text):
+    at = run_with()[f"loss, {arm}"]
+    verdict = claims.judge([run_with({f"loss, {arm}": at + one}) for one in (-change, 0.0, change)])
+    assert verdict.outcome == outcome and text in verdict.measured
+
+
+@pytest.mark.parametrize("arm", ["baseline", "G1 headwise", "G2 elementwise"])
+def test_a_loss_above_another_arm_counts_beyond_the_spread_of_the_seeds(arm):
+    def ran(above):
+        changes = [{f"loss, {arm}": 2.0 - above + one} for one in (-0.1, 0.0, 0.1)]
+        return claims.judge([run_with(change) for change in changes]).outcome
+
+    assert ran(0.05) == "not shown at this scale" and ran(0.15) == "does not hold"
 
 
 def test_arms_differ_in_their_gates_alone():
