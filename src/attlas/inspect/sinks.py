@@ -78,7 +78,7 @@ def received(request: Request) -> Tensor:
 
 def _is_causal(request: Request) -> bool:
     pattern, rows, keys = request.pattern, request.q_at, request.k_at
-    if pattern is None:
+    if pattern is None or keys is None:
         return request.keys == 1
     return pattern.is_causal or pattern.count(rows, keys) == (pattern & causal()).count(rows, keys)
 
