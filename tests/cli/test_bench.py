@@ -136,5 +136,5 @@ def test_bench_extrapolation_refuses_what_cannot_work(refused, tmp_path):
     error = refused("bench", "extrapolation", "--lengths", "long", "--out", tmp_path)
     assert "lengths must be whole numbers with commas between them, got 'long'" in error
     error = refused("bench", "extrapolation", "--mixer", "nosuch", "--out", tmp_path)
-    assert "got 'nosuch'; this comparison also has softmax" in error
+    assert "got 'nosuch'; this comparison also has flashsigmoid" in error
     assert not list(tmp_path.iterdir())
