@@ -139,15 +139,20 @@ def _weights(logits, h, count, lse, element):
 
 @_jit
 @no_type_check
+def _gradients(call, element):
+    """grad_out, lse and delta as arrays."""
+    rows = (call.batch, call.receivers, call.heads)
+    grad_out = carray(pointer(call.grad_out, element), (*rows, call.value_width))
+    return grad_out, carray(pointer(call.lse, element), rows), carray(pointer(call.delta, element), rows)
+
+
+@_jit
+@no_type_check
 def backward_receivers(call, element):
     """Take runs of receivers until none is left: the gradient of the queries."""
     query, key, value = _inputs(call, element)
     starts, first, senders = _edges(call, call.receivers)
-    grad_out = carray(
-        pointer(call.grad_out, element), (call.batch, call.receivers, call.heads, call.value_width)
-    )
-    lse = carray(pointer(call.lse, element), (call.batch, call.receivers, call.heads))
-    delta = carray(pointer(call.delta, element), (call.batch, call.receivers, call.heads))
+    grad_out, lse, delta = _gradients(call, element)
     grad_query = carray(pointer(call.grad_query, element), query.shape)
     group = call.heads // call.kv_heads
     while True:
@@ -163,9 +168,8 @@ def backward_receivers(call, element):
                     if lse[b, i, h] == -np.inf:
                         continue
                     g = h // group
-                    weight = math.exp(
-                        _product(query[b, i, h], key[b, j, g], element) * call.scale - lse[b, i, h]
-                    )
+                    logit = _product(query[b, i, h], key[b, j, g], element) * call.scale
+                    weight = math.exp(logit - lse[b, i, h])
                     slope = _product(grad_out[b, i, h], value[b, j, g], element) - delta[b, i, h]
                     slope *= weight * call.scale
                     for d in range(call.width):
@@ -178,11 +182,7 @@ def backward_senders(call, element):
     """Take runs of senders until none is left: the gradients of keys and values."""
     query, key, value = _inputs(call, element)
     starts, first, receivers = _edges(call, call.senders)
-    grad_out = carray(
-        pointer(call.grad_out, element), (call.batch, call.receivers, call.heads, call.value_width)
-    )
-    lse = carray(pointer(call.lse, element), (call.batch, call.receivers, call.heads))
-    delta = carray(pointer(call.delta, element), (call.batch, call.receivers, call.heads))
+    grad_out, lse, delta = _gradients(call, element)
     grad_key = carray(pointer(call.grad_key, element), key.shape)
     grad_value = carray(pointer(call.grad_value, element), value.shape)
     group = call.heads // call.kv_heads
@@ -200,9 +200,8 @@ def backward_senders(call, element):
                     if lse[b, i, h] == -np.inf:
                         continue
                     g = h // group
-                    weight = math.exp(
-                        _product(query[b, i, h], key[b, j, g], element) * call.scale - lse[b, i, h]
-                    )
+                    logit = _product(query[b, i, h], key[b, j, g], element) * call.scale
+                    weight = math.exp(logit - lse[b, i, h])
                     slope = _product(grad_out[b, i, h], value[b, j, g], element) - delta[b, i, h]
                     slope *= weight * call.scale
                     for d in range(call.width):
