@@ -28,6 +28,7 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
@@ -35,6 +36,7 @@ __all__ = [
     "Graph",
     "NamedGraph",
     "Sorted",
+    "at_most",
     "batch",
     "coalesce",
     "flip_signs",
@@ -45,6 +47,8 @@ __all__ = [
     "keep_edges",
     "laplacian_eigenvectors",
     "load_graph",
+    "neighbour_mean",
+    "neighbour_sum",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
