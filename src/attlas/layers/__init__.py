@@ -41,6 +41,15 @@ from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_layers import (
+    GRAPH_LAYERS,
+    GraphEntry,
+    GraphSetting,
+    graph_entry,
+    graph_of,
+    register_graph_layer,
+)
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -114,6 +123,7 @@ __all__ = [
     "FORMS",
     "GAAM",
     "GPSA",
+    "GRAPH_LAYERS",
     "LAMA",
     "MIXERS",
     "PLGA",
@@ -159,7 +169,10 @@ __all__ = [
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
+    "GraphEntry",
+    "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
@@ -234,6 +247,7 @@ __all__ = [
     "attention_mixer",
     "auto_correlation",
     "block_partition",
+    "check_graph_layer",
     "check_mixer",
     "collapsed",
     "collapsed_stack",
@@ -245,6 +259,8 @@ __all__ = [
     "fuse",
     "fuse_gate",
     "gate_for",
+    "graph_entry",
+    "graph_of",
     "grid_partition",
     "halo_attention",
     "importance",
@@ -265,6 +281,7 @@ __all__ = [
     "pna_aggregates",
     "pooled_nodes",
     "pooling_mixer",
+    "register_graph_layer",
     "register_mixer",
     "rotary",
     "rotary_pairs",
