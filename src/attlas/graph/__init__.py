@@ -28,12 +28,14 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
     "Graph",
     "NamedGraph",
+    "PairGraph",
     "Sorted",
     "batch",
     "coalesce",
@@ -45,6 +47,7 @@ __all__ = [
     "keep_edges",
     "laplacian_eigenvectors",
     "load_graph",
+    "pairs_of",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
