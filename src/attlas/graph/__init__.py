@@ -12,7 +12,6 @@ from attlas.graph.change import (
 )
 from attlas.graph.encodings import (
     flip_signs,
-    hop_features,
     laplacian_eigenvectors,
     random_walk_diagonals,
     relative_random_walks,
@@ -28,13 +27,19 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.hops import Neighbours, average, hop_features, neighbours
+from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
     "Graph",
     "NamedGraph",
+    "NeighbourLoader",
+    "Neighbours",
+    "Sampled",
     "Sorted",
+    "average",
     "batch",
     "coalesce",
     "flip_signs",
@@ -46,10 +51,13 @@ __all__ = [
     "laplacian_eigenvectors",
     "load_graph",
     "ragged",
+    "neighbours",
     "random_walk_diagonals",
     "read_edges",
     "relative_random_walks",
     "reverse",
+    "sample_hops",
+    "sample_neighbours",
     "save_graph",
     "segment_reduce",
     "segment_softmax",
