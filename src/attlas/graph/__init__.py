@@ -12,7 +12,6 @@ from attlas.graph.change import (
 )
 from attlas.graph.encodings import (
     flip_signs,
-    hop_features,
     laplacian_eigenvectors,
     random_walk_diagonals,
     relative_random_walks,
@@ -20,6 +19,7 @@ from attlas.graph.encodings import (
 )
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
+from attlas.graph.hops import Neighbours, average, hop_features, neighbours
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -30,15 +30,20 @@ from attlas.graph.make import (
 )
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
+from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
     "Graph",
     "NamedGraph",
+    "NeighbourLoader",
+    "Neighbours",
     "PairGraph",
+    "Sampled",
     "Sorted",
     "at_most",
+    "average",
     "batch",
     "coalesce",
     "flip_signs",
@@ -51,12 +56,15 @@ __all__ = [
     "load_graph",
     "neighbour_mean",
     "neighbour_sum",
+    "neighbours",
     "pairs_of",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
     "relative_random_walks",
     "reverse",
+    "sample_hops",
+    "sample_neighbours",
     "save_graph",
     "segment_reduce",
     "segment_softmax",
