@@ -36,6 +36,7 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
@@ -47,6 +48,7 @@ __all__ = [
     "PairGraph",
     "SizeBucket",
     "Sorted",
+    "at_most",
     "batch",
     "coalesce",
     "complete",
@@ -61,6 +63,8 @@ __all__ = [
     "kept",
     "laplacian_eigenvectors",
     "load_graph",
+    "neighbour_mean",
+    "neighbour_sum",
     "pairs_of",
     "ragged",
     "random_walk_diagonals",
