@@ -183,9 +183,9 @@ def _automatic(request: Request) -> Choice:
         return Choice(flex.NAME, costs[flex.NAME], "the compiled kernel of accelerators", refused, costs)
     if not costs:
         reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
-        equal = edge.equal_edges(request)
-        if equal is not None:
-            raise ValueError(f"attend: {equal}; no backend can run this request ({reasons})")
+        alone = edge.only_there(request, GENERIC)
+        if alone is not None:
+            raise ValueError(f"attend: {alone}; no backend can run this request ({reasons})")
         fallback = f"the generic row-block backend runs it ({reasons})"
         generic = BACKENDS[GENERIC]
         estimate = generic.estimate(core_of(request, generic))
@@ -198,7 +198,7 @@ def _automatic(request: Request) -> Choice:
 
 def _refusal(module: Backend, core: Request) -> str | None:
     """Why the backend cannot answer, or would answer for a set of pairs where edges are counted."""
-    return module.supports(core) or (None if module is edge else edge.equal_edges(core))
+    return module.supports(core) or edge.only_there(core, module.NAME)
 
 
 def _inner(module: Backend, core: Request) -> str | None:

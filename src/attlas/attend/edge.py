@@ -12,7 +12,7 @@ from attlas.attend.request import Request, Result
 from attlas.attend.state import Part
 from attlas.pattern import GraphEdges, Tokens
 
-__all__ = ["NAME", "detail", "equal_edges", "estimate", "evaluate", "run", "supports"]
+__all__ = ["NAME", "detail", "estimate", "evaluate", "only_there", "run", "supports"]
 
 NAME = "edge"
 OVERHEAD = 4.0
@@ -33,10 +33,18 @@ def supports(request: Request) -> str | None:
     return None if form is not None else "; ".join(dict.fromkeys(reasons.values()))
 
 
-def equal_edges(request: Request) -> str | None:
-    """Why a backend of pairs cannot answer: edges of the graph are equal, and each is a message; or None."""
+def only_there(request: Request, backend: str) -> str | None:
+    """Why a backend of pairs cannot answer where edges are counted; None for those that can.
+
+    Edges of the graph are equal, and each is a message; or the score has tensors of edges, which `reference`
+    alone spreads over pairs.
+    """
     pattern = request.pattern
-    if not isinstance(pattern, GraphEdges) or not pattern.graph.has_equal_edges:
+    if backend == NAME or not isinstance(pattern, GraphEdges):
+        return None
+    if backend != "reference" and request.edge_tensors:
+        return f"the score {request.score.name} has tensors of edges, which the backend 'edge' reads"
+    if not pattern.graph.has_equal_edges:
         return None
     return (
         "the graph has equal edges, each a message of its own, which only the backend 'edge' counts: join "
