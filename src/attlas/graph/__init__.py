@@ -1,8 +1,9 @@
 """Graphs: edges from senders to receivers, where they come from, and how they change."""
 
-from attlas.graph.batches import batch, ragged, to_padded, unbatch
+from attlas.graph.batches import SizeBucket, batch, ragged, size_buckets, to_padded, unbatch
 from attlas.graph.change import (
     coalesce,
+    complete,
     keep_edges,
     reverse,
     subgraph,
@@ -18,8 +19,15 @@ from attlas.graph.encodings import (
     relative_random_walks,
     shortest_paths,
 )
+from attlas.graph.encodings_kernels import (
+    ELECTROSTATIC,
+    electrostatic_statistics,
+    heat_kernel_diagonals,
+)
+from attlas.graph.encodings_roles import wl_roles
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
+from attlas.graph.kept import kept
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -34,19 +42,25 @@ from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
+    "ELECTROSTATIC",
     "Graph",
     "NamedGraph",
     "PairGraph",
+    "SizeBucket",
     "Sorted",
     "at_most",
     "batch",
     "coalesce",
+    "complete",
+    "electrostatic_statistics",
     "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
+    "heat_kernel_diagonals",
     "hop_features",
     "keep_edges",
+    "kept",
     "laplacian_eigenvectors",
     "load_graph",
     "neighbour_mean",
@@ -61,6 +75,7 @@ __all__ = [
     "segment_reduce",
     "segment_softmax",
     "shortest_paths",
+    "size_buckets",
     "subgraph",
     "to_networkx",
     "to_padded",
@@ -70,4 +85,5 @@ __all__ = [
     "undirected",
     "with_self_loops",
     "without_self_loops",
+    "wl_roles",
 ]
