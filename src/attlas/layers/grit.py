@@ -5,7 +5,6 @@ graphs' sizes), d width, H heads, f = d / H, K steps of the random walk.
 """
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.attend import attend
-from attlas.graph import Graph, PairGraph, pairs_of, relative_random_walks
+from attlas.graph import Graph, PairGraph, kept, pairs_of, relative_random_walks
 from attlas.layers.graph_layers import GraphEntry, graph_of, register_graph_layer
 from attlas.score import Edge, PairResult, Score
 
@@ -74,19 +73,13 @@ class GRITScore(Score):
         return PairResult(logit, torch.cat((value.expand(shape), state.expand(shape)), -1), state)
 
 
-_WALKS: "WeakKeyDictionary[Graph, dict[tuple[int, torch.dtype], Tensor]]" = WeakKeyDictionary()
-
-
+@kept
 def random_walks(graph: Graph, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(P, K) [I, P, .., P^(K - 1)]_ij of all pairs (`relative_random_walks`), kept as long as the graph lives."""
-    kept = _WALKS.setdefault(graph, {})
-    found = kept.get((steps, dtype))
+    found = relative_random_walks(graph, steps).edge_attr
     if found is None:
-        made = relative_random_walks(graph, steps).edge_attr
-        if made is None:
-            raise ValueError("random_walks: relative_random_walks gave no features")
-        found = kept[steps, dtype] = made.to(graph.device, dtype)
-    return found
+        raise ValueError("random_walks: relative_random_walks gave no features")
+    return found.to(graph.device, dtype)
 
 
 class GRITEncoder(nn.Module):
