@@ -8,6 +8,7 @@ from attlas.graph.change import (
     subgraph,
     undirected,
     with_self_loops,
+    with_virtual_nodes,
     without_self_loops,
 )
 from attlas.graph.encodings import (
@@ -66,5 +67,6 @@ __all__ = [
     "unbatch",
     "undirected",
     "with_self_loops",
+    "with_virtual_nodes",
     "without_self_loops",
 ]

@@ -111,6 +111,7 @@ from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
+from attlas.layers.virtual_node import GATv2Gather, VirtualNodeLayer, VirtualNodeStack
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
@@ -159,6 +160,7 @@ __all__ = [
     "FlashSigmoid",
     "FlowAttention",
     "Fusable",
+    "GATv2Gather",
     "GINAttention",
     "Gate",
     "GatedAttention",
@@ -236,6 +238,8 @@ __all__ = [
     "Untouched",
     "ValueAndOut",
     "ValueMap",
+    "VirtualNodeLayer",
+    "VirtualNodeStack",
     "alibi_by_layer",
     "attention_mixer",
     "auto_correlation",
