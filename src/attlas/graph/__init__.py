@@ -30,12 +30,14 @@ from attlas.graph.make import (
     to_scipy,
 )
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
+from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
     "Graph",
     "NamedGraph",
+    "PairGraph",
     "Sorted",
     "at_most",
     "batch",
@@ -50,6 +52,7 @@ __all__ = [
     "load_graph",
     "neighbour_mean",
     "neighbour_sum",
+    "pairs_of",
     "ragged",
     "random_walk_diagonals",
     "read_edges",

@@ -43,6 +43,15 @@ from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_layers import (
+    GRAPH_LAYERS,
+    GraphEntry,
+    GraphSetting,
+    graph_entry,
+    graph_of,
+    register_graph_layer,
+)
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -120,6 +129,7 @@ __all__ = [
     "GCN",
     "GIN",
     "GPSA",
+    "GRAPH_LAYERS",
     "LAMA",
     "MIXERS",
     "PLGA",
@@ -167,7 +177,10 @@ __all__ = [
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
+    "GraphEntry",
+    "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
@@ -244,6 +257,7 @@ __all__ = [
     "attention_mixer",
     "auto_correlation",
     "block_partition",
+    "check_graph_layer",
     "check_mixer",
     "collapsed",
     "collapsed_stack",
@@ -255,6 +269,8 @@ __all__ = [
     "fuse",
     "fuse_gate",
     "gate_for",
+    "graph_entry",
+    "graph_of",
     "grid_partition",
     "halo_attention",
     "importance",
@@ -275,6 +291,7 @@ __all__ = [
     "pna_aggregates",
     "pooled_nodes",
     "pooling_mixer",
+    "register_graph_layer",
     "register_mixer",
     "rotary",
     "rotary_pairs",

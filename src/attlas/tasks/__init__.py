@@ -1,6 +1,7 @@
 """Texts, splits and long-context tasks to calibrate, select and evaluate with."""
 
 from attlas.tasks.bytes import ByteText, byte_text
+from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
@@ -13,6 +14,18 @@ from attlas.tasks.glosses import (
     vocabulary,
 )
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.labelled_graph import LabelledGraph, hashed_words
+from attlas.tasks.molecules import (
+    ATOM_KINDS,
+    BOND_KINDS,
+    Molecule,
+    MoleculeBatch,
+    molecule_batches,
+    molecules_together,
+    read_sdf,
+    shuffled,
+    solubility,
+)
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
@@ -30,14 +43,19 @@ from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_serie
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
+from attlas.tasks.wordnet_graph import LEXICOGRAPHER_FILES, wordnet_graph
 
 __all__ = [
     "ASK_KEY",
+    "ATOM_KINDS",
+    "BOND_KINDS",
     "GLOSS_CATEGORIES",
     "GLOSS_ORIGIN",
     "INSTRUCTIONS",
+    "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "RELATIONS",
     "SERIES",
     "SHOW_KEY",
     "SOURCES",
@@ -49,7 +67,10 @@ __all__ = [
     "Glosses",
     "ItemScore",
     "Labelled",
+    "LabelledGraph",
     "LongItem",
+    "Molecule",
+    "MoleculeBatch",
     "Passage",
     "Passages",
     "Question",
@@ -62,24 +83,32 @@ __all__ = [
     "build_items",
     "byte_text",
     "copying",
+    "debian_packages",
     "digit_tokens",
     "digits_on_canvas",
     "encode",
     "forecasts",
     "glosses",
+    "hashed_words",
     "induction",
     "load_series",
     "load_source",
     "losses_at_lengths",
+    "molecule_batches",
+    "molecules_together",
     "mqar",
     "passkey",
     "photo_crops",
     "photos",
     "prompt_pieces",
+    "read_sdf",
     "score_item",
     "score_items",
+    "shuffled",
+    "solubility",
     "split_tokens",
     "summarise",
     "tokenise",
     "vocabulary",
+    "wordnet_graph",
 ]
