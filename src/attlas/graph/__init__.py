@@ -33,12 +33,14 @@ from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
+from attlas.graph.walks import WalkTokens, walk_tokens
 
 __all__ = [
     "Graph",
     "NamedGraph",
     "PairGraph",
     "Sorted",
+    "WalkTokens",
     "at_most",
     "batch",
     "coalesce",
@@ -69,6 +71,7 @@ __all__ = [
     "to_scipy",
     "unbatch",
     "undirected",
+    "walk_tokens",
     "with_self_loops",
     "with_virtual_nodes",
     "without_self_loops",
