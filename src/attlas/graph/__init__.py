@@ -9,6 +9,7 @@ from attlas.graph.change import (
     subgraph,
     undirected,
     with_self_loops,
+    with_virtual_nodes,
     without_self_loops,
 )
 from attlas.graph.encodings import (
@@ -41,6 +42,7 @@ from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
+from attlas.graph.walks import WalkTokens, walk_tokens
 
 __all__ = [
     "ELECTROSTATIC",
@@ -52,6 +54,7 @@ __all__ = [
     "Sampled",
     "SizeBucket",
     "Sorted",
+    "WalkTokens",
     "at_most",
     "average",
     "batch",
@@ -91,7 +94,9 @@ __all__ = [
     "to_scipy",
     "unbatch",
     "undirected",
+    "walk_tokens",
     "with_self_loops",
+    "with_virtual_nodes",
     "without_self_loops",
     "wl_roles",
 ]

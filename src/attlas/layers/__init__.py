@@ -128,6 +128,7 @@ from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
+from attlas.layers.virtual_node import GATv2Gather, VirtualNodeLayer, VirtualNodeStack
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
@@ -182,6 +183,7 @@ __all__ = [
     "FlashSigmoid",
     "FlowAttention",
     "Fusable",
+    "GATv2Gather",
     "GINAttention",
     "Gate",
     "GatedAttention",
@@ -267,6 +269,8 @@ __all__ = [
     "Untouched",
     "ValueAndOut",
     "ValueMap",
+    "VirtualNodeLayer",
+    "VirtualNodeStack",
     "alibi_by_layer",
     "attention_mixer",
     "auto_correlation",
