@@ -55,6 +55,7 @@ from attlas.layers.graph_layers import (
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
@@ -148,6 +149,7 @@ __all__ = [
     "AutoformerEncoderLayer",
     "BaseConv",
     "BatchNorm",
+    "BiInteraction",
     "BiMamba",
     "Block",
     "Bottleneck",
@@ -175,13 +177,16 @@ __all__ = [
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
+    "GraphConvolution",
     "GraphEntry",
     "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSage",
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
+    "KGATLayer",
     "KernelMix",
     "LayoutGraph",
     "LearnedGate",
@@ -217,6 +222,7 @@ __all__ = [
     "PerformerAttention",
     "PooledKeys",
     "PrefixPLGA",
+    "RelationAttention",
     "RelativeBias",
     "RepDepthwise",
     "ReversedAttention",
