@@ -61,6 +61,7 @@ from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layou
 from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
@@ -160,6 +161,7 @@ __all__ = [
     "AutoformerEncoderLayer",
     "BaseConv",
     "BatchNorm",
+    "BiInteraction",
     "BiMamba",
     "Block",
     "Bottleneck",
@@ -192,13 +194,16 @@ __all__ = [
     "GatedMLP",
     "GaussianBlock",
     "GraphAttention",
+    "GraphConvolution",
     "GraphEntry",
     "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSage",
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
+    "KGATLayer",
     "KernelMix",
     "LayoutGraph",
     "LearnedGate",
@@ -236,6 +241,7 @@ __all__ = [
     "PositionGate",
     "PrefixPLGA",
     "RaggedBatchNorm",
+    "RelationAttention",
     "RelativeBias",
     "RepDepthwise",
     "ResidualSteps",
