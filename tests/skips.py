@@ -83,6 +83,10 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: importlib.util.find_spec("statsmodels") is not None,
         "needs statsmodels (pip install --no-deps statsmodels): the series that it ships as files",
     ),
+    "torch_geometric": (
+        lambda: importlib.util.find_spec("torch_geometric") is not None,
+        "needs torch_geometric (pip install torch_geometric): independent layers on graphs",
+    ),
     "fork": (lambda: hasattr(os, "fork"), "needs os.fork: a child process continues with what was loaded"),
     "accelerator": (_accelerator, "needs a CUDA device: kernels of the accelerator path"),
 }

@@ -28,6 +28,7 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
@@ -37,6 +38,7 @@ __all__ = [
     "NamedGraph",
     "PairGraph",
     "Sorted",
+    "at_most",
     "batch",
     "coalesce",
     "flip_signs",
@@ -47,6 +49,8 @@ __all__ = [
     "keep_edges",
     "laplacian_eigenvectors",
     "load_graph",
+    "neighbour_mean",
+    "neighbour_sum",
     "pairs_of",
     "ragged",
     "random_walk_diagonals",

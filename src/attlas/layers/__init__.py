@@ -40,6 +40,8 @@ from attlas.layers.fuse import (
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
+from attlas.layers.gcn import GCN
+from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_layers import (
@@ -109,6 +111,7 @@ from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
+from attlas.layers.sage import SAGE
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
@@ -122,12 +125,15 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 __all__ = [
     "FORMS",
     "GAAM",
+    "GCN",
+    "GIN",
     "GPSA",
     "GRAPH_LAYERS",
     "LAMA",
     "MIXERS",
     "PLGA",
     "QLSTM",
+    "SAGE",
     "SGLU",
     "SS2D",
     "ABCAttention",
