@@ -1,6 +1,7 @@
 """Texts, splits and long-context tasks to calibrate, select and evaluate with."""
 
 from attlas.tasks.bytes import ByteText, byte_text
+from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
@@ -13,6 +14,7 @@ from attlas.tasks.glosses import (
     vocabulary,
 )
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.labelled_graph import LabelledGraph, hashed_words
 from attlas.tasks.molecules import (
     ATOM_KINDS,
     BOND_KINDS,
@@ -41,6 +43,7 @@ from attlas.tasks.series import SERIES, Forecasts, Series, forecasts, load_serie
 from attlas.tasks.sources import SOURCES, TextSource, load_source
 from attlas.tasks.splits import Passage, Passages, split_tokens, tokenise
 from attlas.tasks.wordings import INSTRUCTIONS, WORDINGS, Wording
+from attlas.tasks.wordnet_graph import LEXICOGRAPHER_FILES, wordnet_graph
 
 __all__ = [
     "ASK_KEY",
@@ -49,8 +52,10 @@ __all__ = [
     "GLOSS_CATEGORIES",
     "GLOSS_ORIGIN",
     "INSTRUCTIONS",
+    "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "RELATIONS",
     "SERIES",
     "SHOW_KEY",
     "SOURCES",
@@ -62,6 +67,7 @@ __all__ = [
     "Glosses",
     "ItemScore",
     "Labelled",
+    "LabelledGraph",
     "LongItem",
     "Molecule",
     "MoleculeBatch",
@@ -77,11 +83,13 @@ __all__ = [
     "build_items",
     "byte_text",
     "copying",
+    "debian_packages",
     "digit_tokens",
     "digits_on_canvas",
     "encode",
     "forecasts",
     "glosses",
+    "hashed_words",
     "induction",
     "load_series",
     "load_source",
@@ -102,4 +110,5 @@ __all__ = [
     "summarise",
     "tokenise",
     "vocabulary",
+    "wordnet_graph",
 ]
