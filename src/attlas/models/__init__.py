@@ -12,8 +12,10 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.equal_size import count_parameters, equal_hidden
 from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
+from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
@@ -37,6 +39,7 @@ __all__ = [
     "BASEDS",
     "FFNETS",
     "HALONETS",
+    "KGAT",
     "MAXVITS",
     "MINIMALS",
     "PLDRLLM",
@@ -54,6 +57,7 @@ __all__ = [
     "FFNet",
     "FFNetConfig",
     "GraphLayoutLM",
+    "GraphNet",
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
@@ -63,6 +67,7 @@ __all__ = [
     "LayoutEncoder",
     "LayoutShape",
     "LearnedPositions",
+    "MatrixFactorisation",
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
@@ -91,6 +96,7 @@ __all__ = [
     "hybrid",
     "layer_parameters",
     "overdetermination",
+    "pooled",
     "small_ffnet",
     "small_halonet",
     "small_maxvit",
