@@ -1,4 +1,4 @@
-"""Compiled scores with tensors of edges: against sums over each receiver's edges, written here in another way."""
+"""Compiled scores with tensors of edges, against sums over the edges of each receiver."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import attlas as at
 from attlas.attend import explain
-from attlas.graph import Graph
+from attlas.graph import Graph, coalesce
 from graph.test_graph import drawn
 
 NODES, EDGES, HEADS, VALUES = 20, 150, 4, 6
@@ -61,18 +61,32 @@ def _edge_product(query: Tensor, key: Tensor, tensors: tuple[Tensor, ...]) -> tu
     return state.sum(-1), state
 
 
+def _leaky(query: Tensor, key: Tensor, slope: float, more: Tensor | float = 0.0) -> Tensor:
+    return torch.nn.functional.leaky_relu((query + key)[..., 0] + more, slope)
+
+
+def _biased(bias: Tensor) -> at.Score:
+    return at.score.Dot() + at.GraphBias(bias)
+
+
 FORMS: dict[str, tuple[int, tuple[int, ...], Callable[..., at.Score], Logits]] = {
-    "bias": (5, (EDGES, HEADS), lambda b: at.score.Dot() + at.GraphBias(b), lambda q, k, t: (_dot(q, k) + t[0].T, None)),
-    "one bias": (8, (EDGES,), lambda b: at.score.Dot() + at.GraphBias(b), lambda q, k, t: (_dot(q, k) + t[0], None)),
+    "bias": (5, (EDGES, HEADS), _biased, lambda q, k, t: (_dot(q, k) + t[0].T, None)),
+    "one bias": (8, (EDGES,), _biased, lambda q, k, t: (_dot(q, k) + t[0], None)),
+    "two biases": (
+        8, (EDGES,), lambda b: _biased(b) + at.GraphBias(2 * b[:, None]),
+        lambda q, k, t: (_dot(q, k) + 3 * t[0], None),
+    ),
     "limited": (
-        3, (EDGES, HEADS), lambda b: (at.score.Dot() + at.GraphBias(b)).clamp(-0.7, 0.4),
+        3, (EDGES, HEADS), lambda b: _biased(b).clamp(-0.7, 0.4),
         lambda q, k, t: ((_dot(q, k) + t[0].T).clamp(-0.7, 0.4), None),
     ),
-    "typed": (4, (5, HEADS), lambda b: at.score.Dot() + at.TypedBias(TYPES, b), lambda q, k, t: (_dot(q, k) + t[0][TYPES].T, None)),
-    "additive": (1, (), lambda: at.Additive(), lambda q, k, t: (torch.nn.functional.leaky_relu((q + k)[..., 0], 0.2), None)),
+    "typed": (
+        4, (5, HEADS), lambda b: at.score.Dot() + at.TypedBias(TYPES, b),
+        lambda q, k, t: (_dot(q, k) + t[0][TYPES].T, None),
+    ),
+    "additive": (1, (), lambda: at.Additive(), lambda q, k, t: (_leaky(q, k, 0.2), None)),
     "additive, edges": (
-        1, (EDGES, HEADS), lambda e: at.Additive(0.1, e),
-        lambda q, k, t: (torch.nn.functional.leaky_relu((q + k)[..., 0] + t[0].T, 0.1), None),
+        1, (EDGES, HEADS), lambda e: at.Additive(0.1, e), lambda q, k, t: (_leaky(q, k, 0.1, t[0].T), None)
     ),
     "product": (7, (EDGES, HEADS, 7), lambda e: at.EdgeProduct(e), _edge_product),
     "limited product": (
@@ -202,4 +216,4 @@ def test_what_scores_of_graphs_refuse() -> None:
         at.Additive(float("nan"))
     q, k, v = _inputs(8, 4, ())
     with pytest.raises(ValueError, match="queries and keys must be node scores of width 1"):
-        at.attend(q, k, v, pattern=_graph(), score=at.Additive())
+        at.attend(q, k, v, pattern=coalesce(_graph())[0], score=at.Additive(), backend="reference")

@@ -48,6 +48,7 @@ from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gps import GPS
+from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
@@ -151,6 +152,7 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveGraphAttention",
     "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
@@ -176,6 +178,7 @@ __all__ = [
     "Decomposition",
     "Deduced",
     "DependencyBlock",
+    "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
     "FavorAttention",
