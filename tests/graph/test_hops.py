@@ -1,5 +1,7 @@
 """Who is joined with whom, and averages over it, against dense matrices."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -27,10 +29,17 @@ def test_rows_hold_every_neighbour_once_in_rising_order():
     for seed in range(5):
         graph = messy(seed=seed)
         pointer, other = neighbours(graph)
-        rows = [other[a:b].tolist() for a, b in zip(pointer[:-1], pointer[1:], strict=True)]
+        rows = [other[a:b].tolist() for a, b in pairwise(pointer)]
         assert rows == [np.flatnonzero(row).tolist() for row in joined(graph)]
     assert neighbours(graph) is neighbours(graph), "found once"
     assert neighbours(graph.replace(edge_attr=torch.zeros(graph.edges, 1))) is not neighbours(graph)
+
+
+def test_ranges_of_rows_are_put_together(monkeypatch):
+    monkeypatch.setattr("attlas.graph.hops.ROWS", 4)
+    pointer, other = neighbours(messy(20, 60))
+    rows = [other[a:b].tolist() for a, b in pairwise(pointer)]
+    assert rows == [np.flatnonzero(row).tolist() for row in joined(messy(20, 60))]
 
 
 def test_nothing_to_join():

@@ -19,6 +19,7 @@ from attlas.graph.encodings import (
 )
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
+from attlas.graph.hops import Neighbours, average, hop_features, neighbours
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -27,7 +28,6 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
-from attlas.graph.hops import Neighbours, average, hop_features, neighbours
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
@@ -50,8 +50,8 @@ __all__ = [
     "keep_edges",
     "laplacian_eigenvectors",
     "load_graph",
-    "ragged",
     "neighbours",
+    "ragged",
     "random_walk_diagonals",
     "read_edges",
     "relative_random_walks",

@@ -133,7 +133,8 @@ def _sample(
         nodes = np.concatenate([nodes[:known], np.empty(most, dtype=np.int64)])
         drawn, both = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.int64)
         found, more = loops.expand(
-            pointer, other, order, nodes, known, start, known, count, replace, _seed(seed), space.place, both, drawn
+            pointer, other, order, nodes, known, start, known, count, replace, _seed(seed), space.place,
+            both, drawn,
         )  # fmt: skip
         start, known = known, more
         hops.append(known)
@@ -145,8 +146,13 @@ def _sample(
     sender, receiver = (torch.from_numpy(np.concatenate([both[side] for both in ends])) for side in range(2))
     attr, kinds = graph.edge_attr, graph.edge_type
     small = Graph(
-        sender, receiver, known, known, None if attr is None else attr[old], None if kinds is None else kinds[old]
-    )  # fmt: skip
+        sender,
+        receiver,
+        known,
+        known,
+        edge_attr=None if attr is None else attr[old],
+        edge_type=None if kinds is None else kinds[old],
+    )
     return Sampled(small, torch.from_numpy(nodes), old, len(seeds), tuple(hops))
 
 
