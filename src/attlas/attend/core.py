@@ -7,9 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from attlas.attend import reference, rows
+from attlas.attend import edge, reference, rows
 from attlas.attend.aggregate import Aggregate, Sum
-from attlas.attend.backends import Choice, choose, execute, settled, tell
+from attlas.attend.backends import Choice, choose, core_of, execute, settled, tell
 from attlas.attend.cost import Cost, cost
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.observing import observed
@@ -82,7 +82,7 @@ def _answer(request: Request, choice: Choice) -> Any:
     observed(request)
     if request.return_edge:
         tell(choice)
-        found = (reference if choice.name == "reference" else rows).evaluate(request)
+        found = {"reference": reference, "edge": edge}.get(choice.name, rows).evaluate(request)
         if found.edge is None:
             raise ValueError(
                 f"attend: return_edge=True, but the score {request.score.name} gives no edge features"
@@ -104,7 +104,7 @@ def explain(query: Tensor, key: Tensor | KVView, value: Tensor | None = None, **
         f"score       {request.score.name}",
         f"normaliser  {request.normaliser.name}",
         f"backend     {choice.name}: {choice.why}",
-        *([] if detail is None else [f"kernel      {detail(request)}"]),
+        *([] if detail is None else [f"kernel      {detail(core_of(request, choice.backend))}"]),
         f"cost        {choice.cost.flops:.3g} FLOPs, {choice.cost.bytes:.3g} bytes",
         _pairs(request, choice.cost),
     ]

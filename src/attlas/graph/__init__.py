@@ -19,7 +19,7 @@ from attlas.graph.encodings import (
 )
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
-from attlas.graph.hops import Neighbours, average, hop_features, neighbours
+from attlas.graph.hops import Adjacency, adjacency, average, hop_features
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -28,17 +28,22 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
+from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
+    "Adjacency",
     "Graph",
     "NamedGraph",
     "NeighbourLoader",
-    "Neighbours",
+    "PairGraph",
     "Sampled",
     "Sorted",
+    "adjacency",
+    "at_most",
     "average",
     "batch",
     "coalesce",
@@ -50,7 +55,9 @@ __all__ = [
     "keep_edges",
     "laplacian_eigenvectors",
     "load_graph",
-    "neighbours",
+    "neighbour_mean",
+    "neighbour_sum",
+    "pairs_of",
     "ragged",
     "random_walk_diagonals",
     "read_edges",

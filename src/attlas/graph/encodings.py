@@ -6,7 +6,6 @@ Legend: n nodes, k eigenvectors, K steps of a random walk, P pairs (the sum of s
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from attlas.graph.batches import unbatch
 from attlas.graph.graph import Graph
 from attlas.graph.make import to_scipy
+from attlas.graph.pairs import pairs_of
 
 if TYPE_CHECKING:
     import scipy.sparse  # a quarter of a second: imported where it is used
@@ -143,8 +143,9 @@ def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> F
     all and O(256 n) memory. ValueError: more than 10,000 nodes in a graph without large=True.
     """
 
+    _refuse_sizes("random_walk_diagonals", graph, large)
+
     def one(part: Graph) -> np.ndarray:
-        _refuse("random_walk_diagonals", part, large)
         walk = _walk(part)
         found = np.zeros((part.nodes, steps))
         for first in range(0, part.nodes, BLOCK):
@@ -167,10 +168,11 @@ def _walk(graph: Graph) -> "scipy.sparse.csr_array":
     return scipy.sparse.csr_array(scipy.sparse.diags_array(1.0 / np.maximum(degree, 1.0)) @ adjacency)
 
 
-def _refuse(what: str, graph: Graph, large: bool) -> None:
-    if graph.nodes > LARGE and not large:
+def _refuse_sizes(what: str, graph: Graph, large: bool) -> None:
+    most = graph.nodes if graph.pointer is None else max(graph.pointer.diff().tolist(), default=0)
+    if most > LARGE and not large:
         raise ValueError(
-            f"{what}: a graph of {graph.nodes} nodes has {graph.nodes**2} pairs; pass large=True to compute "
+            f"{what}: a graph of {most} nodes has {most**2} pairs; pass large=True to compute "
             f"them all the same (the limit is {LARGE} nodes)"
         )
 
@@ -180,38 +182,38 @@ def _by_graph(graph: Graph, width: int, one: Callable[[Graph], np.ndarray]) -> T
     return torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0, width)))
 
 
-def _all_pairs(graph: Graph, **more: Tensor) -> Graph:
-    """The complete graph with loops on each graph's nodes, receiver by receiver."""
-    senders, receivers = [], []
-    pointer = [0, graph.nodes] if graph.pointer is None else graph.pointer.tolist()
-    for start, stop in pairwise(pointer):
-        nodes = torch.arange(start, stop)
-        receivers.append(nodes.repeat_interleave(stop - start))
-        senders.append(nodes.repeat(stop - start))
-    ends = torch.cat(senders), torch.cat(receivers)
-    return Graph(*ends, graph.nodes, graph.nodes, pointer=graph.pointer, **more)  # type: ignore[arg-type]
-
-
 def relative_random_walks(graph: Graph, steps: int, *, large: bool = False) -> Graph:
     """All pairs of each graph with edge_attr (P, steps): [I, P, P^2, ..., P^(steps - 1)]_ij (RRWP), float64.
 
     The edge j -> i of the result holds row i, column j: the chance to get from receiver i to sender j. P as
-    in `random_walk_diagonals`. Source: Ma et al. 2023, arXiv 2305.17589. Cost: O(steps E n) time, n^2 steps
-    numbers. ValueError: more than 10,000 nodes in a graph without large=True.
+    in `random_walk_diagonals`. Source: Ma et al. 2023, arXiv 2305.17589. Cost: O(steps n^3) up to 500 nodes,
+    graphs of one size at once, O(steps E n) above; n^2 steps numbers. ValueError: more than 10,000 nodes in a
+    graph without large=True.
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more (the first is the node itself), got {steps}")
-
-    def one(part: Graph) -> np.ndarray:
-        _refuse("relative_random_walks", part, large)
-        walk, power = _walk(part), np.eye(part.nodes)
-        found = np.empty((part.nodes, part.nodes, steps))
+    _refuse_sizes("relative_random_walks", graph, large)
+    pairs = pairs_of(graph)
+    edges = torch.bincount(pairs.place, minlength=pairs.pairs).to(torch.float64)
+    chance = edges / pairs.degree.clamp_min(1)[pairs.graph.receiver]
+    found = torch.empty(pairs.pairs, steps, dtype=torch.float64)
+    for block in pairs.blocks:
+        walk, size = chance[block], block.shape[1]
+        power = torch.eye(size, dtype=torch.float64).expand_as(walk)
         for step in range(steps):
-            found[:, :, step] = power
-            power = walk @ power
-        return found.reshape(-1, steps)
+            found[block, step] = power
+            power = walk @ power if size <= DENSE else _sparse_step(walk, power)
+    return pairs.graph.replace(edge_attr=found)
 
-    return _all_pairs(graph, edge_attr=_by_graph(graph, steps, one))
+
+def _sparse_step(walk: Tensor, power: Tensor) -> Tensor:
+    import scipy.sparse
+
+    parts = [
+        torch.from_numpy(scipy.sparse.csr_array(one.numpy()) @ other.numpy())
+        for one, other in zip(walk, power, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
@@ -225,10 +227,11 @@ def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
     if most < 1:
         raise ValueError(f"most must be 1 or more, got {most}")
 
+    _refuse_sizes("shortest_paths", graph, large)
+
     def one(part: Graph) -> np.ndarray:
-        _refuse("shortest_paths", part, large)
         # scipy's edge i -> j is the entry (i, j): ours, transposed.
         ways = csgraph.shortest_path(to_scipy(part).T, unweighted=True).T
         return np.where(np.isinf(ways), most + 1, np.minimum(ways, most)).reshape(-1)
 
-    return _all_pairs(graph, edge_type=_by_graph(graph, 1, one).reshape(-1).to(torch.int64))
+    return pairs_of(graph).graph.replace(edge_type=_by_graph(graph, 1, one).reshape(-1).to(torch.int64))

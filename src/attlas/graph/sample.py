@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attlas._common.loops import equal_ranges, over_ranges
 from attlas.graph.graph import Graph
-from attlas.graph.hops import neighbours
+from attlas.graph.hops import adjacency
 
 __all__ = ["NeighbourLoader", "Sampled", "sample_hops", "sample_neighbours"]
 
@@ -45,7 +45,7 @@ def sample_hops(
     if count < 1 or hops < 1:
         raise ValueError(f"sample_hops: count and hops must be 1 or more, got {count} and {hops}")
     wanted = torch.arange(graph.nodes) if nodes is None else _nodes("sample_hops", graph, nodes)
-    pointer, other = (part.numpy() for part in neighbours(graph))
+    pointer, other = (part.numpy() for part in adjacency(graph))
     graphs = np.array([0, graph.nodes]) if graph.pointer is None else graph.pointer.cpu().numpy()
     asked, table = wanted.numpy(), np.empty((len(wanted), count), dtype=np.int64)
     parts = (pointer, other, graphs, asked, hops, _seed(seed), WAYS, table)

@@ -146,7 +146,7 @@ def draw_hops(pointer, other, graphs, nodes, hops, seed, limit, table, first, la
     """Rows first .. last of the table: draws of N1 ++ N2 ++ ... of each node.
 
     limit: ways of two edges from a node above which they are drawn, not listed. graphs (G + 1,): where the
-    graphs of a batch begin; a node that nothing is joined with draws nodes of its own graph.
+    graphs of a batch begin: each draws as it would alone, and a node without neighbours from its own graph.
     """
     total = len(pointer) - 1
     seen = np.zeros((total >> 5) + 1, dtype=np.uint32)
@@ -156,12 +156,13 @@ def draw_hops(pointer, other, graphs, nodes, hops, seed, limit, table, first, la
     for place in range(first, last):
         node = nodes[place]
         row = table[place]
-        key = key_of(seed, node)
+        own = np.searchsorted(graphs, node, side="right")
+        start = graphs[own - 1]
+        key = key_of(seed, node - start)
         degree = pointer[node + 1] - pointer[node]
         if degree == 0:
-            own = np.searchsorted(graphs, node, side="right")
             for at in range(len(row)):
-                row[at] = graphs[own - 1] + within(key, at, graphs[own] - graphs[own - 1])
+                row[at] = start + within(key, at, graphs[own] - start)
             continue
         if hops == 2:
             ways = 0

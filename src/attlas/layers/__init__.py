@@ -40,7 +40,18 @@ from attlas.layers.fuse import (
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
 from attlas.layers.gated_layouts import fuse_gate, split_gate
+from attlas.layers.gcn import GCN
+from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_layers import (
+    GRAPH_LAYERS,
+    GraphEntry,
+    GraphSetting,
+    graph_entry,
+    graph_of,
+    register_graph_layer,
+)
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -100,6 +111,7 @@ from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
+from attlas.layers.sage import SAGE
 from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
@@ -113,11 +125,15 @@ from attlas.layers.zoology import BaseConv, ImplicitConv
 __all__ = [
     "FORMS",
     "GAAM",
+    "GCN",
+    "GIN",
     "GPSA",
+    "GRAPH_LAYERS",
     "LAMA",
     "MIXERS",
     "PLGA",
     "QLSTM",
+    "SAGE",
     "SGLU",
     "SS2D",
     "ABCAttention",
@@ -159,7 +175,10 @@ __all__ = [
     "GatedConv",
     "GatedMLP",
     "GaussianBlock",
+    "GraphEntry",
+    "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
@@ -234,6 +253,7 @@ __all__ = [
     "attention_mixer",
     "auto_correlation",
     "block_partition",
+    "check_graph_layer",
     "check_mixer",
     "collapsed",
     "collapsed_stack",
@@ -245,6 +265,8 @@ __all__ = [
     "fuse",
     "fuse_gate",
     "gate_for",
+    "graph_entry",
+    "graph_of",
     "grid_partition",
     "halo_attention",
     "importance",
@@ -265,6 +287,7 @@ __all__ = [
     "pna_aggregates",
     "pooled_nodes",
     "pooling_mixer",
+    "register_graph_layer",
     "register_mixer",
     "rotary",
     "rotary_pairs",

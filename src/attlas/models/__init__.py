@@ -12,6 +12,7 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.equal_size import count_parameters, equal_hidden
 from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
+from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.lama import RecurrentClassifier
@@ -54,6 +55,7 @@ __all__ = [
     "FFNet",
     "FFNetConfig",
     "GraphLayoutLM",
+    "GraphNet",
     "HaloNet",
     "HaloNetConfig",
     "JointDenoiser",
@@ -91,6 +93,7 @@ __all__ = [
     "hybrid",
     "layer_parameters",
     "overdetermination",
+    "pooled",
     "small_ffnet",
     "small_halonet",
     "small_maxvit",

@@ -15,6 +15,17 @@ from attlas.tasks.glosses import (
 )
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
 from attlas.tasks.labelled_graph import LabelledGraph, hashed_words
+from attlas.tasks.molecules import (
+    ATOM_KINDS,
+    BOND_KINDS,
+    Molecule,
+    MoleculeBatch,
+    molecule_batches,
+    molecules_together,
+    read_sdf,
+    shuffled,
+    solubility,
+)
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
@@ -36,6 +47,8 @@ from attlas.tasks.wordnet_graph import LEXICOGRAPHER_FILES, wordnet_graph
 
 __all__ = [
     "ASK_KEY",
+    "ATOM_KINDS",
+    "BOND_KINDS",
     "GLOSS_CATEGORIES",
     "GLOSS_ORIGIN",
     "INSTRUCTIONS",
@@ -56,6 +69,8 @@ __all__ = [
     "Labelled",
     "LabelledGraph",
     "LongItem",
+    "Molecule",
+    "MoleculeBatch",
     "Passage",
     "Passages",
     "Question",
@@ -79,13 +94,18 @@ __all__ = [
     "load_series",
     "load_source",
     "losses_at_lengths",
+    "molecule_batches",
+    "molecules_together",
     "mqar",
     "passkey",
     "photo_crops",
     "photos",
     "prompt_pieces",
+    "read_sdf",
     "score_item",
     "score_items",
+    "shuffled",
+    "solubility",
     "split_tokens",
     "summarise",
     "tokenise",

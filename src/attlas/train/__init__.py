@@ -4,7 +4,7 @@ from attlas.train.attention_at import AT, IAT, AttentionTraining, RandomDirectio
 from attlas.train.diffusion import Diffusion, NoisyBatch
 from attlas.train.distil import distil, distil_loss
 from attlas.train.fit import SMALL_RECIPE, Diverged, Recipe, fit
-from attlas.train.objectives import label_loss, next_token_loss, recall_loss
+from attlas.train.objectives import absolute_loss, label_loss, next_token_loss, recall_loss
 
 __all__ = [
     "AT",
@@ -16,6 +16,7 @@ __all__ = [
     "NoisyBatch",
     "RandomDirection",
     "Recipe",
+    "absolute_loss",
     "adversarial_loss",
     "distil",
     "distil_loss",
