@@ -82,19 +82,13 @@ def _sum(weights, columns, count, base, stride, places, out, element):
         of, begin = columns[term, 0].ctypes.data, columns[term, 1].ctypes.data
         at = 0
         while at + 8 <= total:
-            weighted(
-                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element
-            )
+            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element)
             at += 8
         while at + 2 <= total:
-            weighted(
-                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element
-            )
+            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element)
             at += 2
         if at < total:
-            weighted(
-                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element
-            )
+            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element)
 
 
 @jit
@@ -405,10 +399,7 @@ def _send_back(call, b, j, ends, grads, scratch, element):
     grad_out = call.grad_out + b * call.receivers * stride
     at = b * call.receivers * call.heads * size
     ends_of = (call.receivers, call.heads)
-    lse, delta = (
-        carray(pointer(call.lse + at, element), ends_of),
-        carray(pointer(call.delta + at, element), ends_of),
-    )
+    lse, delta = carray(pointer(call.lse + at, element), ends_of), carray(pointer(call.delta + at, element), ends_of)
     grad_key[:] = 0
     grad_value[:] = 0
     address = call.key + b * call.key_batch + j * call.key_node
