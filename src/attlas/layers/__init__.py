@@ -49,6 +49,16 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_encoders import (
+    DegreeEncoder,
+    EigenDeepSet,
+    EigenTransformer,
+    NormLinear,
+    RoleEncoder,
+    SignedPositions,
+    SignNet,
+    Together,
+)
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
     GraphEntry,
@@ -172,9 +182,12 @@ __all__ = [
     "CosformerAttention",
     "Decomposition",
     "Deduced",
+    "DegreeEncoder",
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "EigenDeepSet",
+    "EigenTransformer",
     "FavorAttention",
     "FeedForward",
     "Finding",
@@ -221,6 +234,7 @@ __all__ = [
     "ModulatedBlock",
     "NiNBlock",
     "NonApproximate",
+    "NormLinear",
     "Normalised",
     "NormalisedLinear",
     "NormedStep",
@@ -239,6 +253,7 @@ __all__ = [
     "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
+    "RoleEncoder",
     "SRMSNorm",
     "SeasonalNorm",
     "SelectiveSSM",
@@ -248,6 +263,8 @@ __all__ = [
     "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "SignNet",
+    "SignedPositions",
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
@@ -258,6 +275,7 @@ __all__ = [
     "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "Together",
     "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",

@@ -3,6 +3,7 @@
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -28,6 +29,7 @@ from attlas.tasks.molecules import (
 )
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
+from attlas.tasks.pattern_sbm import PatternGraph, pattern_sbm
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
 from attlas.tasks.sequences import (
@@ -55,6 +57,7 @@ __all__ = [
     "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "PATH_CLASSES",
     "RELATIONS",
     "SERIES",
     "SHOW_KEY",
@@ -63,6 +66,7 @@ __all__ = [
     "UNKNOWN",
     "WORDINGS",
     "ByteText",
+    "FlaggedPaths",
     "Forecasts",
     "Glosses",
     "ItemScore",
@@ -73,6 +77,7 @@ __all__ = [
     "MoleculeBatch",
     "Passage",
     "Passages",
+    "PatternGraph",
     "Question",
     "QuestionScore",
     "Recall",
@@ -87,6 +92,7 @@ __all__ = [
     "digit_tokens",
     "digits_on_canvas",
     "encode",
+    "flagged_paths",
     "forecasts",
     "glosses",
     "hashed_words",
@@ -98,6 +104,7 @@ __all__ = [
     "molecules_together",
     "mqar",
     "passkey",
+    "pattern_sbm",
     "photo_crops",
     "photos",
     "prompt_pieces",
