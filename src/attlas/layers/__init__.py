@@ -49,6 +49,16 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_encoders import (
+    DegreeEncoder,
+    EigenDeepSet,
+    EigenTransformer,
+    NormLinear,
+    RoleEncoder,
+    SignedPositions,
+    SignNet,
+    Together,
+)
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
     GraphEntry,
@@ -175,9 +185,12 @@ __all__ = [
     "CosformerAttention",
     "Decomposition",
     "Deduced",
+    "DegreeEncoder",
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "EigenDeepSet",
+    "EigenTransformer",
     "FavorAttention",
     "FeedForward",
     "Finding",
@@ -228,6 +241,7 @@ __all__ = [
     "ModulatedBlock",
     "NiNBlock",
     "NonApproximate",
+    "NormLinear",
     "Normalised",
     "NormalisedLinear",
     "NormedStep",
@@ -247,6 +261,7 @@ __all__ = [
     "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
+    "RoleEncoder",
     "SRMSNorm",
     "SeasonalNorm",
     "SelectiveSSM",
@@ -256,6 +271,8 @@ __all__ = [
     "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "SignNet",
+    "SignedPositions",
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
@@ -266,6 +283,7 @@ __all__ = [
     "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "Together",
     "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",

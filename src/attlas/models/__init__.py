@@ -12,8 +12,10 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.equal_size import count_parameters, equal_hidden
 from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
+from attlas.models.gps import GPSS, GPSConfig, gps_net
 from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
+from attlas.models.gt import GTS, GTConfig, graph_transformer
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
 from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
@@ -38,6 +40,8 @@ from attlas.models.window_net import WindowNet
 __all__ = [
     "BASEDS",
     "FFNETS",
+    "GPSS",
+    "GTS",
     "HALONETS",
     "KGAT",
     "MAXVITS",
@@ -56,6 +60,8 @@ __all__ = [
     "EncoderDecoder",
     "FFNet",
     "FFNetConfig",
+    "GPSConfig",
+    "GTConfig",
     "GraphLayoutLM",
     "GraphNet",
     "HaloNet",
@@ -93,6 +99,8 @@ __all__ = [
     "count_parameters",
     "equal_hidden",
     "fused_parameters",
+    "gps_net",
+    "graph_transformer",
     "hybrid",
     "layer_parameters",
     "overdetermination",

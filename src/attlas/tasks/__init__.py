@@ -3,6 +3,7 @@
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -29,6 +30,7 @@ from attlas.tasks.molecules import (
 from attlas.tasks.movielens_kg import MovieLensKG, collaborative_graph, movielens_kg
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
+from attlas.tasks.pattern_sbm import PatternGraph, pattern_sbm
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.ranking import filtered_ranks, rank_summary, recall_and_ndcg
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
@@ -57,6 +59,7 @@ __all__ = [
     "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "PATH_CLASSES",
     "RELATIONS",
     "SERIES",
     "SHOW_KEY",
@@ -65,6 +68,7 @@ __all__ = [
     "UNKNOWN",
     "WORDINGS",
     "ByteText",
+    "FlaggedPaths",
     "Forecasts",
     "Glosses",
     "ItemScore",
@@ -76,6 +80,7 @@ __all__ = [
     "MovieLensKG",
     "Passage",
     "Passages",
+    "PatternGraph",
     "Question",
     "QuestionScore",
     "Recall",
@@ -92,6 +97,7 @@ __all__ = [
     "digits_on_canvas",
     "encode",
     "filtered_ranks",
+    "flagged_paths",
     "forecasts",
     "glosses",
     "hashed_words",
@@ -104,6 +110,7 @@ __all__ = [
     "movielens_kg",
     "mqar",
     "passkey",
+    "pattern_sbm",
     "photo_crops",
     "photos",
     "prompt_pieces",
