@@ -43,6 +43,7 @@ from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
@@ -169,9 +170,11 @@ __all__ = [
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
     "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -241,6 +244,7 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
     "TaylorAttention",
     "TokenFeedForward",
     "TransNormerBlock",

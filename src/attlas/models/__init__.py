@@ -12,6 +12,7 @@ from attlas.models.encoder_decoder import CrossBlock, EncoderDecoder, NoMixing, 
 from attlas.models.equal_size import count_parameters, equal_hidden
 from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
+from attlas.models.gmn import GMN
 from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
@@ -37,6 +38,7 @@ from attlas.models.window_net import WindowNet
 __all__ = [
     "BASEDS",
     "FFNETS",
+    "GMN",
     "HALONETS",
     "MAXVITS",
     "MINIMALS",
