@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def test_a_layer_is_its_formulas_node_by_node():
     layer = GMNLayer(8, walks=2, length=3, repeats=2, mpnn=GIN(8, norm=nn.Identity)).double().eval()
     tokens = walk_tokens(graph, walks=2, length=3, repeats=2)
     starts, encoded = tokens.graph.pointer.tolist(), []
-    for one, two in zip(starts, starts[1:], strict=False):
+    for one, two in pairwise(starts):
         nodes = tokens.node[one:two]
         part, _ = subgraph(graph, nodes)
         h = x[nodes]

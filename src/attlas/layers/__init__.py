@@ -117,6 +117,7 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -221,6 +222,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
     "PrefixPLGA",
     "RelativeBias",
     "RepDepthwise",
@@ -245,8 +247,11 @@ __all__ = [
     "StochasticDepth",
     "StreamAttention",
     "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",

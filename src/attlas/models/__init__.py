@@ -32,6 +32,7 @@ from attlas.models.recall_net import RecallNet
 from attlas.models.small_lm import SmallLM
 from attlas.models.small_net import LastToken, LearnedPositions, MeanToken, SmallNet
 from attlas.models.small_vision import SmallVision
+from attlas.models.tangnn import TANGNN, TANGNNFLC
 from attlas.models.transnormerllm import TRANSNORMERS, TransNormerConfig, TransNormerLLM
 from attlas.models.window_net import WindowNet
 
@@ -44,6 +45,8 @@ __all__ = [
     "MINIMALS",
     "PLDRLLM",
     "PLDRS",
+    "TANGNN",
+    "TANGNNFLC",
     "TRANSNORMERS",
     "AttentionClassifier",
     "Autoformer",

@@ -3,6 +3,7 @@
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.far_nodes import NodeTask, digit_neighbours, distant_hubs, ring_transfer, two_cliques
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -71,6 +72,7 @@ __all__ = [
     "LongItem",
     "Molecule",
     "MoleculeBatch",
+    "NodeTask",
     "Passage",
     "Passages",
     "Question",
@@ -84,8 +86,10 @@ __all__ = [
     "byte_text",
     "copying",
     "debian_packages",
+    "digit_neighbours",
     "digit_tokens",
     "digits_on_canvas",
+    "distant_hubs",
     "encode",
     "forecasts",
     "glosses",
@@ -102,6 +106,7 @@ __all__ = [
     "photos",
     "prompt_pieces",
     "read_sdf",
+    "ring_transfer",
     "score_item",
     "score_items",
     "shuffled",
@@ -109,6 +114,7 @@ __all__ = [
     "split_tokens",
     "summarise",
     "tokenise",
+    "two_cliques",
     "vocabulary",
     "wordnet_graph",
 ]
