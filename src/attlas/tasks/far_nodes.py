@@ -26,16 +26,22 @@ def _one_hot(labels: Tensor, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(labels, classes).float()
 
 
-def _ring(size: int, offset: int = 0) -> np.ndarray:
+def _ring(size: int) -> np.ndarray:
     """(2, 2 size) edges of a ring in both directions."""
     nodes = np.arange(size)
     after = (nodes + 1) % size
-    return np.stack([np.concatenate([nodes, after]), np.concatenate([after, nodes])]) + offset
+    return np.stack([np.concatenate([nodes, after]), np.concatenate([after, nodes])])
 
 
 def _clique(size: int, offset: int) -> np.ndarray:
     ends = np.stack(np.meshgrid(np.arange(size), np.arange(size))).reshape(2, -1)
     return ends[:, ends[0] != ends[1]] + offset
+
+
+def _copies(ends: np.ndarray, size: int, count: int) -> Graph:
+    """One batch of equal graphs."""
+    graph = Graph.from_edge_index(torch.from_numpy(np.ascontiguousarray(ends)), num_nodes=size)
+    return batch([graph] * count)
 
 
 def ring_transfer(count: int, size: int, *, classes: int = 5, everywhere: bool = True, seed: int) -> NodeTask:
@@ -50,7 +56,7 @@ def ring_transfer(count: int, size: int, *, classes: int = 5, everywhere: bool =
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, classes, (count, size), generator=generator)
     x = torch.zeros(count, size, classes + 1)
-    graph = batch([Graph.from_edge_index(_ring(size), num_nodes=size)] * count)
+    graph = _copies(_ring(size), size, count)
     if everywhere:
         x[..., :classes] = _one_hot(drawn, classes)
         return NodeTask(
@@ -72,7 +78,7 @@ def two_cliques(count: int, *, clique: int = 5, path: int = 12, classes: int = 4
     links = np.arange(clique - 1, clique + path + 1)
     way = np.stack([links[:-1], links[1:]])
     ends = np.concatenate([_clique(clique, 0), _clique(clique, clique + path), way, way[::-1]], 1)
-    graph = batch([Graph.from_edge_index(ends, num_nodes=size)] * count)
+    graph = _copies(ends, size, count)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
     side = torch.randint(0, 2, (count,), generator=generator)
@@ -102,7 +108,7 @@ def distant_hubs(
     after = np.roll(first, -1) + clique - 1
     joined = np.stack([np.concatenate([first, after]), np.concatenate([after, first])])
     ends = np.concatenate([*(_clique(clique, int(start)) for start in first), joined], 1)
-    graph = batch([Graph.from_edge_index(ends, num_nodes=size)] * count)
+    graph = _copies(ends, size, count)
     generator = torch.Generator().manual_seed(seed)
     key = torch.randint(0, keys, (count, size), generator=generator)
     value = torch.randint(0, values, (count, keys), generator=generator)
