@@ -47,6 +47,7 @@ from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_encoders import (
@@ -135,6 +136,7 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -197,9 +199,11 @@ __all__ = [
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
     "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -252,6 +256,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
     "PositionGate",
     "PrefixPLGA",
     "RaggedBatchNorm",
@@ -282,9 +287,13 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
     "Together",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",

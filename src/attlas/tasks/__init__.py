@@ -3,6 +3,7 @@
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.far_nodes import NodeTask, digit_neighbours, distant_hubs, ring_transfer, two_cliques
 from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
@@ -78,6 +79,7 @@ __all__ = [
     "Molecule",
     "MoleculeBatch",
     "MovieLensKG",
+    "NodeTask",
     "Passage",
     "Passages",
     "PatternGraph",
@@ -93,8 +95,10 @@ __all__ = [
     "collaborative_graph",
     "copying",
     "debian_packages",
+    "digit_neighbours",
     "digit_tokens",
     "digits_on_canvas",
+    "distant_hubs",
     "encode",
     "filtered_ranks",
     "flagged_paths",
@@ -117,6 +121,7 @@ __all__ = [
     "rank_summary",
     "read_sdf",
     "recall_and_ndcg",
+    "ring_transfer",
     "score_item",
     "score_items",
     "shuffled",
@@ -124,6 +129,7 @@ __all__ = [
     "split_tokens",
     "summarise",
     "tokenise",
+    "two_cliques",
     "vocabulary",
     "wordnet_graph",
 ]
