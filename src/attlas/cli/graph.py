@@ -258,9 +258,9 @@ def layers(as_json: Json = False) -> None:
         ]
         print(to_json(rows), end="")
         return
-    table = Table("layer", "reads of edges", "reach")
+    table = Table("layer", "reads of edges", "reach in hops")
     for one in entries:
-        table.add_row(one.name, one.edges, "any node" if one.reach is None else f"{one.reach} hops")
+        table.add_row(one.name, one.edges, "any node" if one.reach is None else str(one.reach))
     Console().print(table)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from attlas._common.files import writable_folder, write_atomic
 from attlas.report.figures import png
@@ -16,9 +19,9 @@ from attlas.report.graph_figures import (
     drawing_figure,
     target_figure,
 )
-from attlas.report.graph_tables import graph_run_tables
-from attlas.report.page import ReportFiles
-from attlas.report.static_page import comparison_page
+from attlas.report.graph_tables import graph_run_tables, headline
+from attlas.report.page import ReportFiles, template
+from attlas.report.static_page import inline_picture
 from attlas.report.theme import Chart
 from attlas.train.node_run import load_node_run
 
@@ -36,8 +39,25 @@ def write_graph_run(folder: str | Path) -> ReportFiles:
         (label, write_atomic(target / f"{name}.png", png(draw(), scale=1.5)))
         for name, label, draw in _figures(record)
     ]
-    page = comparison_page(record, graph_run_tables(record), written)
-    return ReportFiles(write_atomic(Path(folder) / "report.html", page), tuple(path for _, path in written))
+    page = write_atomic(Path(folder) / "report.html", _page(record, written))
+    return ReportFiles(page, tuple(path for _, path in written))
+
+
+def _page(record: Mapping[str, Any], pictures: Sequence[tuple[str, Path]]) -> str:
+    """The page: it fetches nothing and runs no script."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template("graph.html.jinja")).render(
+        title=record["title"],
+        headline=headline(record),
+        tables=graph_run_tables(record),
+        pictures=[{"label": label, "source": inline_picture(path)} for label, path in pictures],
+        command=record["command"],
+        machine=record["machine"],
+        versions=record["versions"],
+        style=Markup(template("report.css")),
+    )
 
 
 def _figures(record: Mapping[str, Any]) -> list[tuple[str, str, Callable[[], Chart]]]:

@@ -1,4 +1,4 @@
-"""How well nodes are told: scores by scikit-learn, and what is reached without the edges."""
+"""How well nodes are told: scores by scikit-learn, and what is reached without messages."""
 
 import warnings
 
@@ -57,9 +57,9 @@ def confusion(labels: LabelledNodes, probabilities: Tensor) -> list[list[int]]:
 
 
 def baselines(inputs: NodeInputs, labels: LabelledNodes, classes: int) -> dict[str, dict[str, float] | None]:
-    """Test scores without a graph: "constant" (the commonest class, the mean) and "linear".
+    """Test scores without messages: "constant" (the commonest class, the mean) and "linear".
 
-    linear: logistic or ridge regression of the same features and encodings, each scaled, edges unseen.
+    linear: logistic or ridge regression of the same features and encodings, each scaled, no messages.
     """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
