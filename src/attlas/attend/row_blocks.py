@@ -146,6 +146,9 @@ class RowWork:
     request: Request
     piece: Piece
 
+    who = "attend: the backend 'rows'"
+    """Begins the text of its errors."""
+
     @cached_property
     def blocks(self) -> list[Block]:
         narrow = self.request.aggregate.linear and not self.request.return_edge
@@ -154,6 +157,13 @@ class RowWork:
     @cached_property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.request.dtype == torch.float64 else torch.float32
+
+    def nothing(self) -> tuple[Tensor | None, ...]:
+        """What no blocks at all give."""
+        request = self.request
+        shape = (request.batch, len(self.piece.kv_heads), self.piece.group, 0)
+        lse = request.query.new_zeros(shape, dtype=self.dtype)
+        return request.query.new_zeros(*shape, request.value_width), lse, None, None
 
     def operands(self) -> list[Tensor]:
         """All operands as (b, G or 1, g or 1, n, m, ...)."""
@@ -170,7 +180,8 @@ class RowWork:
 
     def split(self, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
         """(score tensors, normaliser tensors, gate, extra logits, extra values)."""
-        sizes = [len(self.request.score.tensors()), len(self.request.normaliser.tensors())]
+        score = len(self.request.score.tensors()) + len(self.request.edge_tensors)
+        sizes = [score, len(self.request.normaliser.tensors())]
         sizes += [int(self.request.gate is not None), len(self.request.extra), len(self.request.extra)]
         found, start = [], 0
         for size in sizes:
@@ -254,7 +265,7 @@ class RowWork:
         if gate:
             plain = plain * gate[0]
         if request.dropout:
-            plain = drop(plain, self._kept(edge, query.device), request.dropout)
+            plain = drop(plain, self.kept(block, edge), request.dropout)
         out = self._aggregate(plain, rest, pairs.value, extra_values, seen, everything)
         edges = None
         if request.return_edge and pairs.state is not None:
@@ -263,7 +274,9 @@ class RowWork:
         lse = ctx.statistics["lse"].squeeze(-1)
         return out, lse, None if total is None else total.squeeze(-1), edges
 
-    def _kept(self, edge: Edge, device: torch.device) -> Tensor:
+    def kept(self, block: Block, edge: Edge) -> Tensor:
+        """Which of the block's pairs dropout keeps."""
+        device = edge.query_position.device
         batch = torch.arange(self.request.batch, device=device).view(-1, 1, 1, 1, 1)
         head = torch.tensor(self.piece.heads, device=device).view(1, -1, self.piece.group, 1, 1)
         return keeps(

@@ -1,25 +1,34 @@
 """Graphs: edges from senders to receivers, where they come from, and how they change."""
 
-from attlas.graph.batches import batch, ragged, to_padded, unbatch
+from attlas.graph.batches import SizeBucket, batch, ragged, size_buckets, to_padded, unbatch
 from attlas.graph.change import (
     coalesce,
+    complete,
     keep_edges,
     reverse,
     subgraph,
     undirected,
     with_self_loops,
+    with_virtual_nodes,
     without_self_loops,
 )
 from attlas.graph.encodings import (
     flip_signs,
-    hop_features,
     laplacian_eigenvectors,
     random_walk_diagonals,
     relative_random_walks,
     shortest_paths,
 )
+from attlas.graph.encodings_kernels import (
+    ELECTROSTATIC,
+    electrostatic_statistics,
+    heat_kernel_diagonals,
+)
+from attlas.graph.encodings_roles import wl_roles
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
+from attlas.graph.hops import Neighbours, average, hop_features, neighbours
+from attlas.graph.kept import kept
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -30,37 +39,54 @@ from attlas.graph.make import (
 )
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
+from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
+from attlas.graph.walks import WalkTokens, walk_tokens
 
 __all__ = [
+    "ELECTROSTATIC",
     "Graph",
     "NamedGraph",
+    "NeighbourLoader",
+    "Neighbours",
     "PairGraph",
+    "Sampled",
+    "SizeBucket",
     "Sorted",
+    "WalkTokens",
     "at_most",
+    "average",
     "batch",
     "coalesce",
+    "complete",
+    "electrostatic_statistics",
     "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
+    "heat_kernel_diagonals",
     "hop_features",
     "keep_edges",
+    "kept",
     "laplacian_eigenvectors",
     "load_graph",
     "neighbour_mean",
     "neighbour_sum",
+    "neighbours",
     "pairs_of",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
     "relative_random_walks",
     "reverse",
+    "sample_hops",
+    "sample_neighbours",
     "save_graph",
     "segment_reduce",
     "segment_softmax",
     "shortest_paths",
+    "size_buckets",
     "subgraph",
     "to_networkx",
     "to_padded",
@@ -68,6 +94,9 @@ __all__ = [
     "to_scipy",
     "unbatch",
     "undirected",
+    "walk_tokens",
     "with_self_loops",
+    "with_virtual_nodes",
     "without_self_loops",
+    "wl_roles",
 ]

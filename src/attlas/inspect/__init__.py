@@ -7,6 +7,7 @@ from attlas.inspect.dsf import describe_mixer, inspect_dsf
 from attlas.inspect.from_mixer import Realised, from_mixer, from_scan, realises
 from attlas.inspect.ltv import LTV
 from attlas.inspect.memory import StateSize, jacobian_kernel, state_size
+from attlas.inspect.mpnn_vn import linear_by_virtual_node, margin, softmax_by_virtual_node
 from attlas.inspect.sinks import Sinks, sink_strength
 
 __all__ = [
@@ -24,9 +25,12 @@ __all__ = [
     "from_scan",
     "inspect_dsf",
     "jacobian_kernel",
+    "linear_by_virtual_node",
     "map_statistics",
+    "margin",
     "realises",
     "sink_strength",
+    "softmax_by_virtual_node",
     "state_size",
     "weights_and_importance",
 ]

@@ -16,6 +16,7 @@ from attlas.layers.autoformer import (
 )
 from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
+from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
 from attlas.layers.combiner import Combiner
@@ -25,6 +26,7 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.favor import FavorAttention, favor_features, linear_by_graph
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.fuse import (
@@ -39,10 +41,13 @@ from attlas.layers.fuse import (
 )
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_gcn import GatedGCN
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.gine import GINE
+from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
@@ -53,8 +58,10 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
@@ -109,6 +116,8 @@ from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, da
 from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
+from attlas.layers.position_gate import PositionGate
+from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.sage import SAGE
@@ -120,6 +129,7 @@ from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
+from attlas.layers.virtual_node import GATv2Gather, VirtualNodeLayer, VirtualNodeStack
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
@@ -127,8 +137,11 @@ __all__ = [
     "GAAM",
     "GCN",
     "GIN",
+    "GINE",
+    "GPS",
     "GPSA",
     "GRAPH_LAYERS",
+    "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
@@ -148,9 +161,11 @@ __all__ = [
     "AutoformerEncoderLayer",
     "BaseConv",
     "BatchNorm",
+    "BiInteraction",
     "BiMamba",
     "Block",
     "Bottleneck",
+    "ByGraph",
     "Carried",
     "CausalFlowAttention",
     "ChannelMixer",
@@ -163,25 +178,32 @@ __all__ = [
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "FavorAttention",
     "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
     "Fusable",
+    "GATv2Gather",
     "GINAttention",
     "Gate",
     "GatedAttention",
     "GatedConv",
+    "GatedGCN",
     "GatedMLP",
     "GaussianBlock",
+    "GraphAttention",
+    "GraphConvolution",
     "GraphEntry",
     "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSage",
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
+    "KGATLayer",
     "KernelMix",
     "LayoutGraph",
     "LearnedGate",
@@ -216,9 +238,13 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PositionGate",
     "PrefixPLGA",
+    "RaggedBatchNorm",
+    "RelationAttention",
     "RelativeBias",
     "RepDepthwise",
+    "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
     "SRMSNorm",
@@ -249,6 +275,8 @@ __all__ = [
     "Untouched",
     "ValueAndOut",
     "ValueMap",
+    "VirtualNodeLayer",
+    "VirtualNodeStack",
     "alibi_by_layer",
     "attention_mixer",
     "auto_correlation",
@@ -259,6 +287,7 @@ __all__ = [
     "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
+    "favor_features",
     "ffn_mixer",
     "fold_after",
     "fold_before",
@@ -276,8 +305,10 @@ __all__ = [
     "lambda_schedule",
     "layout_graph",
     "lightning1",
+    "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
+    "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",

@@ -15,6 +15,7 @@ from attlas.models.freeswim import VideoDenoiser
 from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
@@ -38,6 +39,7 @@ __all__ = [
     "BASEDS",
     "FFNETS",
     "HALONETS",
+    "KGAT",
     "MAXVITS",
     "MINIMALS",
     "PLDRLLM",
@@ -65,6 +67,7 @@ __all__ = [
     "LayoutEncoder",
     "LayoutShape",
     "LearnedPositions",
+    "MatrixFactorisation",
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",

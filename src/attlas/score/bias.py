@@ -164,6 +164,9 @@ class ScaledScore(Score):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self._factor, *self.inner.tensors())
 
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.edge_tensors()
+
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         result = self.inner.pair(query, key, value, edge, *tensors[1:])
         return result._replace(logit=times(tensors[0], result.logit))

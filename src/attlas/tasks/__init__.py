@@ -26,9 +26,11 @@ from attlas.tasks.molecules import (
     shuffled,
     solubility,
 )
+from attlas.tasks.movielens_kg import MovieLensKG, collaborative_graph, movielens_kg
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
 from attlas.tasks.prompts import encode, prompt_pieces
+from attlas.tasks.ranking import filtered_ranks, rank_summary, recall_and_ndcg
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
 from attlas.tasks.sequences import (
     ASK_KEY,
@@ -71,6 +73,7 @@ __all__ = [
     "LongItem",
     "Molecule",
     "MoleculeBatch",
+    "MovieLensKG",
     "Passage",
     "Passages",
     "Question",
@@ -82,11 +85,13 @@ __all__ = [
     "Wording",
     "build_items",
     "byte_text",
+    "collaborative_graph",
     "copying",
     "debian_packages",
     "digit_tokens",
     "digits_on_canvas",
     "encode",
+    "filtered_ranks",
     "forecasts",
     "glosses",
     "hashed_words",
@@ -96,12 +101,15 @@ __all__ = [
     "losses_at_lengths",
     "molecule_batches",
     "molecules_together",
+    "movielens_kg",
     "mqar",
     "passkey",
     "photo_crops",
     "photos",
     "prompt_pieces",
+    "rank_summary",
     "read_sdf",
+    "recall_and_ndcg",
     "score_item",
     "score_items",
     "shuffled",
