@@ -59,9 +59,7 @@ def elimination(motif: Motif, bank: Bank | None = None) -> tuple[Move, ...] | No
 
 def treewidth(motif: Motif) -> int:
     """Of the motif with its red vertices joined: n^(treewidth + 1) is the time to evaluate it densely."""
-    return max(
-        [len(motif.red) - 1, *(len(move.neighbours) for move in elimination(motif) or ())], default=0
-    )
+    return max([len(motif.red) - 1, *(len(move.neighbours) for move in elimination(motif) or ())], default=0)
 
 
 def computable(motif: Motif, bank: Bank) -> bool:

@@ -77,9 +77,7 @@ class Network:
     def eliminate(self, v: int) -> None:
         """Sum over a vertex of at most two neighbours."""
         vector, key = self.vectors.pop(v, (None, "1"))
-        around = [
-            (u, self._towards(u, v)) for u in sorted(self.vertices) if u != v and self._joined(u, v)
-        ]
+        around = [(u, self._towards(u, v)) for u in sorted(self.vertices) if u != v and self._joined(u, v)]
         for u, _ in around:
             del self.matrices[min(u, v), max(u, v)]
         if not around:
@@ -212,7 +210,11 @@ def _at_each_node(motif: Motif, network: Network, put: Any) -> None:
     names = {v: [u for u in range(motif.vertices) if u != v] for v in range(motif.vertices)}
     vertex = min(
         names,
-        key=lambda v: (max(treewidth(motif.part(names[v])), 2), -len(motif.neighbours[v]), v not in motif.red),
+        key=lambda v: (
+            max(treewidth(motif.part(names[v])), 2),
+            -len(motif.neighbours[v]),
+            v not in motif.red,
+        ),
     )
     rest = motif.part(names[vertex])
     for node, part in network.fixed(vertex):

@@ -49,6 +49,7 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
+from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_encoders import (
     DegreeEncoder,
@@ -163,6 +164,7 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveGraphAttention",
     "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
@@ -189,6 +191,7 @@ __all__ = [
     "Deduced",
     "DegreeEncoder",
     "DependencyBlock",
+    "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
     "EigenDeepSet",
