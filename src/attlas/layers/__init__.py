@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -64,6 +65,7 @@ from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStrea
 from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -170,6 +172,7 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
@@ -178,6 +181,7 @@ __all__ = [
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
     "FavorAttention",
     "FeedForward",
     "Finding",
@@ -202,6 +206,7 @@ __all__ = [
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
     "KGATLayer",
     "KernelMix",
@@ -248,6 +253,7 @@ __all__ = [
     "ReversedAttention",
     "Reweaving",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -266,6 +272,7 @@ __all__ = [
     "StochasticDepth",
     "StreamAttention",
     "TaylorAttention",
+    "TokenAttention",
     "TokenFeedForward",
     "TransNormerBlock",
     "TransNormerMixer",
@@ -283,6 +290,7 @@ __all__ = [
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",
