@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -76,6 +77,7 @@ from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStrea
 from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -184,6 +186,7 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
@@ -194,6 +197,7 @@ __all__ = [
     "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
     "EigenDeepSet",
     "EigenTransformer",
     "FavorAttention",
@@ -222,6 +226,7 @@ __all__ = [
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
     "KGATLayer",
     "KernelMix",
@@ -271,6 +276,7 @@ __all__ = [
     "Reweaving",
     "RoleEncoder",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -295,6 +301,7 @@ __all__ = [
     "TaylorAttention",
     "TiledLayer",
     "Together",
+    "TokenAttention",
     "TokenFeedForward",
     "TopAttention",
     "TransNormerBlock",
@@ -313,6 +320,7 @@ __all__ = [
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",
