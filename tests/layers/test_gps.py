@@ -29,7 +29,8 @@ WIDTH = 8
 def directed(nodes, seed, edges=None):
     generator = torch.Generator().manual_seed(seed)
     edges = 2 * nodes if edges is None else edges
-    return Graph.from_edge_index(torch.randint(nodes, (2, edges), generator=generator), num_nodes=nodes)
+    ends = torch.randint(max(1, nodes), (2, edges), generator=generator)
+    return Graph.from_edge_index(ends, num_nodes=nodes)
 
 
 def several():
@@ -56,9 +57,9 @@ def inputs(graph, seed=0):
 def test_gine_is_that_of_pyg():
     from torch_geometric.nn import GINEConv
 
-    ours, graph = GINE(WIDTH, eps=0.3).double(), several()
+    ours, graph = GINE(WIDTH, eps=0.25).double(), several()
     x, edge = inputs(graph)
-    theirs = GINEConv(ours.net, eps=0.3).double()
+    theirs = GINEConv(ours.net, eps=0.25).double()
     wanted = theirs(x, graph.edge_index, edge)
     torch.testing.assert_close(ours(x, graph.edge_index, edge), wanted, rtol=1e-10, atol=1e-10)
 
@@ -184,7 +185,7 @@ def test_favor_is_its_formula_graph_by_graph():
 def test_favor_nears_softmax_with_many_features():
     torch.manual_seed(6)
     graph, width = several(), 4
-    q, k, v = (0.7 * torch.randn(graph.nodes, 1, width).double() for _ in range(3))
+    q, k, v = (0.4 * torch.randn(graph.nodes, 1, width).double() for _ in range(3))
     directions = torch.randn(20_000, width).double()
     found = linear_by_graph(favor_features(q, directions), favor_features(k, directions, graph), v, graph)[
         :, 0
@@ -261,10 +262,8 @@ def test_errors_say_what_to_give():
         GPS(WIDTH, None, None)
     with pytest.raises(ValueError, match=r"GINE: edge_attr must be \(edges, 8\), as wide as x, got none"):
         GINE(WIDTH).double()(x, graph)
-    with pytest.raises(
-        ValueError, match=r"GatedGCN: edge_attr must be \(edges, 8\), as wide as x, got \(46, 3\)"
-    ):
-        GatedGCN(WIDTH).double()(x, graph, edge[:46, :3])
+    with pytest.raises(ValueError, match=r"GatedGCN: edge_attr must be \(edges, 8\), as wide as x, got"):
+        GatedGCN(WIDTH).double()(x, graph, edge[:, :3])
     with pytest.raises(ValueError, match="local must be one of gine, gated-gcn or None, got 'gat'"):
         GPSConfig(local="gat").layer()
     with pytest.raises(ValueError, match="FavorAttention: width must be a multiple of heads, got 8 and 3"):
