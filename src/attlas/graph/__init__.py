@@ -11,6 +11,7 @@ from attlas.graph.change import (
     with_self_loops,
     without_self_loops,
 )
+from attlas.graph.contraction import BANKS, MPNN, PPGN, PPGN_PLUS, Bank, computable, elimination, treewidth
 from attlas.graph.encodings import (
     flip_signs,
     hop_features,
@@ -36,36 +37,54 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.motif import Motif, clique, cycle, motifs, path
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
+from attlas.graph.polynomials import homomorphisms, motif_features
 from attlas.graph.segment import segment_reduce, segment_softmax
+from attlas.graph.subgraph_counts import injective, subgraph_counts
 from attlas.graph.tables import NamedGraph, read_edges
 
 __all__ = [
+    "BANKS",
     "ELECTROSTATIC",
+    "MPNN",
+    "PPGN",
+    "PPGN_PLUS",
+    "Bank",
     "Graph",
+    "Motif",
     "NamedGraph",
     "PairGraph",
     "SizeBucket",
     "Sorted",
     "at_most",
     "batch",
+    "clique",
     "coalesce",
     "complete",
+    "computable",
+    "cycle",
     "electrostatic_statistics",
+    "elimination",
     "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
     "heat_kernel_diagonals",
+    "homomorphisms",
     "hop_features",
+    "injective",
     "keep_edges",
     "kept",
     "laplacian_eigenvectors",
     "load_graph",
+    "motif_features",
+    "motifs",
     "neighbour_mean",
     "neighbour_sum",
     "pairs_of",
+    "path",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
@@ -77,10 +96,12 @@ __all__ = [
     "shortest_paths",
     "size_buckets",
     "subgraph",
+    "subgraph_counts",
     "to_networkx",
     "to_padded",
     "to_pyg",
     "to_scipy",
+    "treewidth",
     "unbatch",
     "undirected",
     "with_self_loops",

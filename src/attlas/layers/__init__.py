@@ -53,6 +53,7 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
@@ -109,6 +110,7 @@ from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, da
 from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
+from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.sage import SAGE
@@ -129,9 +131,11 @@ __all__ = [
     "GIN",
     "GPSA",
     "GRAPH_LAYERS",
+    "GRIT",
     "LAMA",
     "MIXERS",
     "PLGA",
+    "PPGN",
     "QLSTM",
     "SAGE",
     "SGLU",
@@ -170,6 +174,9 @@ __all__ = [
     "FlowAttention",
     "Fusable",
     "GINAttention",
+    "GRITEncoder",
+    "GRITLayer",
+    "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -212,6 +219,7 @@ __all__ = [
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "PPGNBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -278,11 +286,13 @@ __all__ = [
     "lightning1",
     "linear_by_layer",
     "masked_mean",
+    "matrix_product",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
+    "pair_product",
     "places",
     "pna_aggregates",
     "pooled_nodes",
