@@ -14,6 +14,7 @@ from attlas.inspect.eqpoly import (
 from attlas.inspect.from_mixer import Realised, from_mixer, from_scan, realises
 from attlas.inspect.ltv import LTV
 from attlas.inspect.memory import StateSize, jacobian_kernel, state_size
+from attlas.inspect.mpnn_vn import linear_by_virtual_node, margin, softmax_by_virtual_node
 from attlas.inspect.sinks import Sinks, sink_strength
 
 __all__ = [
@@ -35,10 +36,13 @@ __all__ = [
     "hierarchy",
     "inspect_dsf",
     "jacobian_kernel",
+    "linear_by_virtual_node",
     "map_statistics",
+    "margin",
     "realises",
     "separating",
     "sink_strength",
+    "softmax_by_virtual_node",
     "state_size",
     "weights_and_importance",
 ]

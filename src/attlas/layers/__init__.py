@@ -16,6 +16,7 @@ from attlas.layers.autoformer import (
 )
 from attlas.layers.based import GatedConv, TaylorAttention, sliding_window
 from attlas.layers.block import Block
+from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
 from attlas.layers.combiner import Combiner
@@ -25,6 +26,7 @@ from attlas.layers.cosformer import CosformerAttention
 from attlas.layers.deconstructing import Approximate, GatedMLP, NonApproximate, SourcedAttention
 from attlas.layers.dependencyvit import DependencyBlock, ReversedAttention
 from attlas.layers.dsf import QLSTM, LinearAttention, NormalisedLinear
+from attlas.layers.favor import FavorAttention, favor_features, linear_by_graph
 from attlas.layers.flashsigmoid import FlashSigmoid
 from attlas.layers.flowformer import CausalFlowAttention, FlowAttention
 from attlas.layers.fuse import (
@@ -39,11 +41,25 @@ from attlas.layers.fuse import (
 )
 from attlas.layers.gaam import GAAM, GaussianBlock, importance
 from attlas.layers.gated import Gate, GatedAttention, LearnedGate, gate_for
+from attlas.layers.gated_gcn import GatedGCN
 from attlas.layers.gated_layouts import fuse_gate, split_gate
 from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
+from attlas.layers.gine import GINE
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
+from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_encoders import (
+    DegreeEncoder,
+    EigenDeepSet,
+    EigenTransformer,
+    NormLinear,
+    RoleEncoder,
+    SignedPositions,
+    SignNet,
+    Together,
+)
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
     GraphEntry,
@@ -54,8 +70,10 @@ from attlas.layers.graph_layers import (
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
 from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
+from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
@@ -110,7 +128,9 @@ from attlas.layers.plga_metric import Deduced, FixedCurvature, MetricLearner, da
 from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
+from attlas.layers.position_gate import PositionGate
 from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
+from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
 from attlas.layers.sage import SAGE
@@ -118,10 +138,12 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
+from attlas.layers.virtual_node import GATv2Gather, VirtualNodeLayer, VirtualNodeStack
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
@@ -129,9 +151,12 @@ __all__ = [
     "GAAM",
     "GCN",
     "GIN",
+    "GINE",
+    "GPS",
     "GPSA",
     "GRAPH_LAYERS",
     "GRIT",
+    "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
@@ -152,9 +177,11 @@ __all__ = [
     "AutoformerEncoderLayer",
     "BaseConv",
     "BatchNorm",
+    "BiInteraction",
     "BiMamba",
     "Block",
     "Bottleneck",
+    "ByGraph",
     "Carried",
     "CausalFlowAttention",
     "ChannelMixer",
@@ -164,31 +191,43 @@ __all__ = [
     "CosformerAttention",
     "Decomposition",
     "Deduced",
+    "DegreeEncoder",
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "EigenDeepSet",
+    "EigenTransformer",
+    "FavorAttention",
     "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
+    "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
     "GRITEncoder",
     "GRITLayer",
     "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
+    "GatedGCN",
     "GatedMLP",
     "GaussianBlock",
+    "GraphAttention",
+    "GraphConvolution",
     "GraphEntry",
     "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSage",
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
     "ImplicitConv",
+    "KGATLayer",
     "KernelMix",
     "LayoutGraph",
     "LearnedGate",
@@ -213,6 +252,7 @@ __all__ = [
     "ModulatedBlock",
     "NiNBlock",
     "NonApproximate",
+    "NormLinear",
     "Normalised",
     "NormalisedLinear",
     "NormedStep",
@@ -224,11 +264,17 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
+    "PositionGate",
     "PrefixPLGA",
+    "RaggedBatchNorm",
+    "RelationAttention",
     "RelativeBias",
     "RepDepthwise",
+    "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
+    "RoleEncoder",
     "SRMSNorm",
     "SeasonalNorm",
     "SelectiveSSM",
@@ -238,6 +284,8 @@ __all__ = [
     "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "SignNet",
+    "SignedPositions",
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
@@ -247,8 +295,13 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
+    "Together",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
@@ -257,6 +310,8 @@ __all__ = [
     "Untouched",
     "ValueAndOut",
     "ValueMap",
+    "VirtualNodeLayer",
+    "VirtualNodeStack",
     "alibi_by_layer",
     "attention_mixer",
     "auto_correlation",
@@ -267,6 +322,7 @@ __all__ = [
     "collapsed_stack",
     "dag_penalty",
     "extrapolated_scale",
+    "favor_features",
     "ffn_mixer",
     "fold_after",
     "fold_before",
@@ -284,9 +340,11 @@ __all__ = [
     "lambda_schedule",
     "layout_graph",
     "lightning1",
+    "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
     "matrix_product",
+    "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",

@@ -112,8 +112,8 @@ class PPGN(nn.Module):
     A counts the edges j -> i; with its transpose among the inputs, products of transposes are products too.
 
     Args: width of the nodes; inner: channels of the pairs (width); layers; edge_width: of the edges'
-        features, None for none; products as in `PPGNBlock`. ValueError: edge features given or missing against
-        edge_width.
+        features, None for none; products as in `PPGNBlock`. ValueError: edge features given or missing,
+        against edge_width.
     """
 
     def __init__(
