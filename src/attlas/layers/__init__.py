@@ -71,6 +71,7 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
 from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
@@ -131,6 +132,7 @@ from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.position_gate import PositionGate
+from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
 from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
@@ -156,10 +158,12 @@ __all__ = [
     "GPS",
     "GPSA",
     "GRAPH_LAYERS",
+    "GRIT",
     "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
+    "PPGN",
     "QLSTM",
     "SAGE",
     "SGLU",
@@ -211,6 +215,9 @@ __all__ = [
     "GATv2Gather",
     "GINAttention",
     "GMNLayer",
+    "GRITEncoder",
+    "GRITLayer",
+    "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -260,6 +267,7 @@ __all__ = [
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "PPGNBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -346,12 +354,14 @@ __all__ = [
     "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
+    "matrix_product",
     "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
+    "pair_product",
     "places",
     "pna_aggregates",
     "pooled_nodes",
