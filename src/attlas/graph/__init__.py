@@ -27,7 +27,7 @@ from attlas.graph.encodings_kernels import (
 from attlas.graph.encodings_roles import wl_roles
 from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
-from attlas.graph.hops import Neighbours, average, hop_features, neighbours
+from attlas.graph.hops import Adjacency, adjacency, average, hop_features
 from attlas.graph.kept import kept
 from attlas.graph.make import (
     from_networkx,
@@ -46,15 +46,16 @@ from attlas.graph.walks import WalkTokens, walk_tokens
 
 __all__ = [
     "ELECTROSTATIC",
+    "Adjacency",
     "Graph",
     "NamedGraph",
     "NeighbourLoader",
-    "Neighbours",
     "PairGraph",
     "Sampled",
     "SizeBucket",
     "Sorted",
     "WalkTokens",
+    "adjacency",
     "at_most",
     "average",
     "batch",
@@ -73,7 +74,6 @@ __all__ = [
     "load_graph",
     "neighbour_mean",
     "neighbour_sum",
-    "neighbours",
     "pairs_of",
     "ragged",
     "random_walk_diagonals",

@@ -47,8 +47,19 @@ from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_encoders import (
+    DegreeEncoder,
+    EigenDeepSet,
+    EigenTransformer,
+    NormLinear,
+    RoleEncoder,
+    SignedPositions,
+    SignNet,
+    Together,
+)
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
     GraphEntry,
@@ -125,6 +136,7 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -175,18 +187,23 @@ __all__ = [
     "CosformerAttention",
     "Decomposition",
     "Deduced",
+    "DegreeEncoder",
     "DependencyBlock",
     "DynamicKeys",
     "DynamicValues",
+    "EigenDeepSet",
+    "EigenTransformer",
     "FavorAttention",
     "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
     "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -228,6 +245,7 @@ __all__ = [
     "ModulatedBlock",
     "NiNBlock",
     "NonApproximate",
+    "NormLinear",
     "Normalised",
     "NormalisedLinear",
     "NormedStep",
@@ -238,6 +256,7 @@ __all__ = [
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
     "PositionGate",
     "PrefixPLGA",
     "RaggedBatchNorm",
@@ -247,6 +266,7 @@ __all__ = [
     "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
+    "RoleEncoder",
     "SRMSNorm",
     "SeasonalNorm",
     "SelectiveSSM",
@@ -256,6 +276,8 @@ __all__ = [
     "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "SignNet",
+    "SignedPositions",
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
@@ -265,8 +287,13 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
+    "Together",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
