@@ -25,8 +25,8 @@ class DotGraphAttention(nn.Module):
     their mean; edge_width: of the edge features; skip: the term W_s x_i; bias: of the maps; dropout: of
     the weights. Shapes: (n, width), edge_index (2, E) or a Graph, edge_attr (E, edge_width) -> (n, H C), or
     (n, C) of the mean. A node without edges keeps its skip term. Cost: 4 E H C FLOPs and the product.
-    Source: UniMP's layer, Shi et al. 2021, arXiv 2009.03509 (PyG's TransformerConv), whose edge features enter
-    keys and values instead. ValueError: sizes, features that are missing.
+    Source: UniMP's layer, Shi et al. 2021, arXiv 2009.03509 (PyG's TransformerConv), whose edge features
+    enter keys and values. ValueError: sizes, features that are missing.
     """
 
     def __init__(
