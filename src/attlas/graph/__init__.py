@@ -39,6 +39,7 @@ from attlas.graph.make import (
 )
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
+from attlas.graph.prone import prone
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.tables import NamedGraph, read_edges
@@ -75,6 +76,7 @@ __all__ = [
     "neighbour_mean",
     "neighbour_sum",
     "pairs_of",
+    "prone",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
