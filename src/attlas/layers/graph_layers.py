@@ -19,8 +19,10 @@ __all__ = [
     "register_graph_layer",
 ]  # fmt: skip
 
-GRAPH_CONTRACT = ("permutation", "edge_order", "batch", "isolated", "loops", "multi_edges", "padding")
-"""What a graph layer keeps, in the order of the tests."""
+GRAPH_CONTRACT = (
+    "permutation", "edge_order", "batch", "isolated", "loops", "multi_edges", "padding", "gradient",
+)  # fmt: skip
+"""What a graph layer keeps, in the order of the tests; each can be excused by a reason."""
 
 
 @dataclass(frozen=True)
