@@ -151,7 +151,7 @@ def _edges_backward(
     given: dict[str, Tensor | None] = {
         "query": _together(query), "key": _together(key), "value": _together(value), "bias": bias, "edge": edge,
         "lse": lse, "out": out, "grad_out": grad_out, "grad_lse": grad_lse, "grad_state": grad_state,
-        "delta": torch.empty_like(lse),
+        "ends": lse.new_empty(*lse.shape[:2], 2, lse.shape[2]),
     }  # fmt: skip
     grads = _fake_gradients(query, key, value, bias, edge, to_bias)
     units = units_of(receiver)

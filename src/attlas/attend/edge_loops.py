@@ -36,7 +36,17 @@ from attlas.attend.edge_scores import (
     raw_logits,
     scaled,
 )
-from attlas.attend.edge_vectors import AHEAD, largest, powers, products, weighted
+from attlas.attend.edge_vectors import (
+    AHEAD,
+    inner,
+    largest,
+    powers,
+    products,
+    times,
+    weigh,
+    weigh_each,
+    weighted,
+)
 from attlas.attend.team import address_of, digest
 
 __all__ = ["compiled"]
@@ -82,13 +92,19 @@ def _sum(weights, columns, count, base, stride, places, out, element):
         of, begin = columns[term, 0].ctypes.data, columns[term, 1].ctypes.data
         at = 0
         while at + 8 <= total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element
+            )
             at += 8
         while at + 2 <= total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element
+            )
             at += 2
         if at < total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element
+            )
 
 
 @jit
@@ -98,14 +114,6 @@ def _own_factor(call):
     if call.form == DOT:
         return call.scale * LOG2E
     return call.scale if call.form == PRODUCT else 1.0
-
-
-@_loose
-@no_type_check
-def _times(row, count, factor):
-    factor = like(factor, row[0])
-    for d in range(count):
-        row[d] *= factor
 
 
 @jit
@@ -149,7 +157,7 @@ def _receive(call, b, i, ends, out, lse, scratch, element):
     """out (H, V) and lse (H,) of a receiver, over some of its edges."""
     places, own, logits, running, own_at, key_at, columns = scratch
     tops, totals = running[0], running[1]
-    size, key = own.itemsize, call.key + b * call.key_batch
+    size, key, carried = own.itemsize, call.key + b * call.key_batch, call.value_width // LANES
     out[:] = 0
     tops[:] = -np.inf
     totals[:] = 0
@@ -165,9 +173,9 @@ def _receive(call, b, i, ends, out, lse, scratch, element):
             top = largest(logits[h].ctypes.data, count, element)
             if not top <= tops[h]:  # also where it is no number
                 if totals[h] != 0:
-                    factor = 2.0 ** (tops[h] - top)
+                    factor = like(2.0 ** (tops[h] - top), element)
                     totals[h] *= factor
-                    _times(out[h], call.value_width, factor)
+                    times(out[h].ctypes.data, carried, factor)
                 tops[h] = top
             if tops[h] == -np.inf:
                 logits[h, :count] = 0
@@ -180,7 +188,7 @@ def _receive(call, b, i, ends, out, lse, scratch, element):
             lse[h] = -np.inf
         else:
             lse[h] = (tops[h] + math.log2(totals[h])) * LN2
-            _times(out[h], call.value_width, 1 / totals[h])
+            times(out[h].ctypes.data, carried, like(1 / totals[h], element))
 
 
 @jit
@@ -198,7 +206,7 @@ def backward_receivers(call, element):
         np.empty(call.heads * call.width, grad_query.dtype),
         np.empty((call.heads, ROW), grad_query.dtype),
         np.empty((call.heads, ROW), grad_query.dtype),
-        np.empty(call.heads, grad_query.dtype),
+        np.empty(ROW, grad_query.dtype),
         _head_at(call.heads, 1, call.width * size),
         _head_at(call.heads, group, call.width * size),
         _head_at(call.heads, 1, call.value_width * size),
@@ -222,18 +230,19 @@ def backward_receivers(call, element):
 
 @jit
 @no_type_check
-def _receive_back(call, b, i, ends, grad, scratch, element):
+def _receive_back(call, b, i, edges, grad, scratch, element):
     """grad (H, D): the gradient of one query, over some of its edges; those of the edges and delta beside."""
-    places, own, logits, slopes, deltas, own_at, key_at, out_at, value_at, columns = scratch
+    places, own, logits, slopes, bends, own_at, key_at, out_at, value_at, columns = scratch
     size, key, value = own.itemsize, call.key + b * call.key_batch, call.value + b * call.value_batch
     at = (b * call.receivers + i) * call.heads
-    lse = carray(pointer(call.lse + at * size, element), call.heads)
+    ends = carray(pointer(call.ends + 2 * at * size, element), (2, call.heads))
+    bent = call.form == ADDITIVE or call.limited
     grad[:] = 0
-    _deltas(call, at, deltas, element)
+    _write_ends(call, at, ends, element)
     address = call.query + b * call.query_batch + i * call.query_node
     scaled(address, call.heads * call.width, _own_factor(call), own)
-    for begin in range(ends[0], ends[1], BLOCK):
-        count = min(BLOCK, ends[1] - begin)
+    for begin in range(edges[0], edges[1], BLOCK):
+        count = min(BLOCK, edges[1] - begin)
         listed(call, begin, count, places)
         length = call.kv_heads * call.width * size
         raw_logits(call, own, own_at, key, key_at, call.key_node, length, places, begin, count, logits)
@@ -244,18 +253,14 @@ def _receive_back(call, b, i, ends, grad, scratch, element):
             slopes.ctypes.data, ROW * size, element,
         )  # fmt: skip
         for h in range(call.heads):
-            if lse[h] == -np.inf:
-                slopes[h, :count] = 0
-                continue
-            _less(slopes[h], count, deltas[h])
-            bend_with_slopes(call, logits[h], slopes[h], count)
-            powers(logits[h].ctypes.data, count, like(lse[h] * LOG2E, element))
-            _multiplied(slopes[h], logits[h], count)
+            if bent:
+                bend_with_slopes(call, logits[h], bends, count)
+            weigh(logits[h].ctypes.data, slopes[h].ctypes.data, count, ends[0, h], ends[1, h])
+            if bent:
+                _multiplied(slopes[h], bends, count)
         if call.grad_bias:
             _bias_gradient(call, begin, count, slopes)
         if call.form == DOT:
-            for h in range(call.heads):
-                _times(slopes[h], count, call.scale)
             _sum(slopes, columns, count, key, call.key_node, places, grad.ctypes.data, element)
         elif call.form == ADDITIVE:
             for h in range(call.heads):
@@ -264,33 +269,24 @@ def _receive_back(call, b, i, ends, grad, scratch, element):
             scaled(address, call.heads * call.width, 1.0, own)
             product_receivers(call, own, key, key_at, places, begin, count, slopes, grad)
             scaled(address, call.heads * call.width, call.scale, own)
+    if call.form == DOT:
+        times(grad.ctypes.data, call.heads * call.width // LANES, like(call.scale, element))
 
 
 @jit
 @no_type_check
-def _deltas(call, at, deltas, element):
-    """grad_out . out - grad_lse of every head of a receiver, kept for the senders too."""
-    width = call.value_width
-    out = carray(pointer(call.out + at * width * deltas.itemsize, element), (call.heads, width))
-    grad = carray(pointer(call.grad_out + at * width * deltas.itemsize, element), (call.heads, width))
-    kept = carray(pointer(call.delta + at * deltas.itemsize, element), call.heads)
+def _write_ends(call, at, ends, element):
+    """The ends of a receiver."""
+    size, vectors = ends.itemsize, call.value_width // LANES
+    lse = carray(pointer(call.lse + at * size, element), call.heads)
     for h in range(call.heads):
-        deltas[h] = _inner(out[h], grad[h])
+        row = (at + h) * call.value_width * size
+        ends[0, h] = np.inf if lse[h] == -np.inf else lse[h] * LOG2E
+        ends[1, h] = inner(call.out + row, call.grad_out + row, vectors, element)
     if call.grad_lse:
-        less = carray(pointer(call.grad_lse + at * deltas.itemsize, element), call.heads)
+        less = carray(pointer(call.grad_lse + at * size, element), call.heads)
         for h in range(call.heads):
-            deltas[h] -= less[h]
-    for h in range(call.heads):
-        kept[h] = deltas[h]
-
-
-@_loose
-@no_type_check
-def _inner(one, two):
-    total = one[0] * 0
-    for d in range(len(one)):
-        total += one[d] * two[d]
-    return total
+            ends[1, h] -= less[h]
 
 
 @_loose
@@ -300,30 +296,6 @@ def _total(numbers, count):
     for e in range(count):
         total += numbers[e]
     return total
-
-
-@_loose
-@no_type_check
-def _less(numbers, count, amount):
-    for e in range(count):
-        numbers[e] -= amount
-
-
-@_loose
-@no_type_check
-def _less_of(numbers, amounts, h, count, places):
-    for e in range(count):
-        numbers[e] -= amounts[places[e], h]
-
-
-@jit
-@no_type_check
-def _less_lse(logits, lse, h, count, places):
-    """Logits less the lse of their receivers; none where a receiver has no weights."""
-    factor = like(LOG2E, logits[0])
-    for e in range(count):
-        end = lse[places[e], h]
-        logits[e] = end if end == -np.inf else logits[e] - end * factor
 
 
 @_loose
@@ -363,6 +335,7 @@ def backward_senders(call, element):
         np.empty(call.kv_heads * call.width, grad_key.dtype),
         np.empty((call.heads, ROW), grad_key.dtype),
         np.empty((call.heads, ROW), grad_key.dtype),
+        np.empty(ROW, grad_key.dtype),
         _head_at(call.heads, group, call.width * size),
         _head_at(call.heads, 1, call.width * size),
         _head_at(call.heads, group, call.value_width * size),
@@ -391,15 +364,17 @@ def backward_senders(call, element):
 @no_type_check
 def _send_back(call, b, j, ends, grads, scratch, element):
     """The gradients (G, D), (G, V) of one key and value, over some of its edges."""
-    places, own, logits, slopes, own_at, query_at, value_at, grad_at, columns, carried_columns = scratch
+    places, own, logits, slopes, bends, own_at, query_at, value_at, grad_at, columns, carried_columns = (
+        scratch
+    )
     grad_key, grad_value = grads
     size, group = own.itemsize, call.heads // call.kv_heads
     query = call.query + b * call.query_batch
     stride = call.heads * call.value_width * size
     grad_out = call.grad_out + b * call.receivers * stride
-    at = b * call.receivers * call.heads * size
-    ends_of = (call.receivers, call.heads)
-    lse, delta = carray(pointer(call.lse + at, element), ends_of), carray(pointer(call.delta + at, element), ends_of)
+    apart = call.heads * size
+    weighing = call.ends + b * call.receivers * 2 * apart
+    bent = call.form == ADDITIVE or call.limited
     grad_key[:] = 0
     grad_value[:] = 0
     address = call.key + b * call.key_batch + j * call.key_node
@@ -416,21 +391,24 @@ def _send_back(call, b, j, ends, grads, scratch, element):
             ROW * size, element,
         )  # fmt: skip
         for h in range(call.heads):
-            _less_of(slopes[h], delta, h, count, places)
-            bend_with_slopes(call, logits[h], slopes[h], count)
-            _less_lse(logits[h], lse, h, count, places)
-            powers(logits[h].ctypes.data, count, element)
-            _multiplied(slopes[h], logits[h], count)
+            if bent:
+                bend_with_slopes(call, logits[h], bends, count)
+            weigh_each(
+                logits[h].ctypes.data, slopes[h].ctypes.data, count, places.ctypes.data, weighing + h * size,
+                2 * apart, apart, element,
+            )  # fmt: skip
+            if bent:
+                _multiplied(slopes[h], bends, count)
         _sum(logits, carried_columns, count, grad_out, stride, places, grad_value.ctypes.data, element)
         if call.form == DOT:
-            for h in range(call.heads):
-                _times(slopes[h], count, call.scale)
             _sum(slopes, columns, count, query, call.query_node, places, grad_key.ctypes.data, element)
         elif call.form == ADDITIVE:
             for h in range(call.heads):
                 grad_key[h // group, 0] += _total(slopes[h], count)
         else:
             product_senders(call, query, places, begin, count, slopes, grad_key)
+    if call.form == DOT:
+        times(grad_key.ctypes.data, call.kv_heads * call.width // LANES, like(call.scale, element))
 
 
 def _entries(source: str) -> dict[tuple[str, bool], Callable[[Any], None]]:

@@ -29,7 +29,7 @@ LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 _ADDRESSES = (
     *("units", "pointer", "other", "order", "query", "key", "value", "bias", "edge", "out", "lse", "state"),
-    *("part_out", "part_lse", "grad_out", "grad_lse", "delta", "grad_state"),
+    *("part_out", "part_lse", "grad_out", "grad_lse", "ends", "grad_state"),
     *("grad_query", "grad_key", "grad_value", "grad_bias", "grad_edge"),
     *("part_query", "part_key", "part_value", "counter"),
 )
@@ -51,7 +51,8 @@ part of the edges of one node, which goes to the row `slot` of a part_ tensor, e
 one of more than `huge` edges is left out). pointer, other, order: edges sorted by receiver, or by sender in the
 backward of keys and values. query (B, R, H, D), key (B, S, G, D), value (B, S, G, V): heads lie together,
 ..._batch and ..._node are bytes between batches and nodes; all else is contiguous, node-major. bias
-(E, bias_heads), edge (E, H, D). limited: whether low and high count. counter: 0."""
+(E, bias_heads), edge (E, H, D). ends (B, R, 2, H): what the senders need of a receiver, its lse in powers of two
+(inf where there are no weights) and its delta, grad_out . out - grad_lse. limited: whether low and high count. counter: 0."""
 
 jit = njit(nogil=True, error_model="numpy", fastmath=False)
 _loose = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
@@ -184,13 +185,14 @@ def bend(call, logits, count):
 @jit
 @no_type_check
 def bend_with_slopes(call, logits, slopes, count):
-    """`bend`, and each slope times the derivative."""
+    """`bend`, and the derivative of each, in `slopes`."""
+    slopes[:count] = 1
     if call.form == ADDITIVE:
         slope = like(call.slope, logits[0])
         for e in range(count):
-            factor = like(1, slope) if logits[e] > 0 else slope
-            logits[e] *= factor
-            slopes[e] *= factor
+            if not logits[e] > 0:
+                logits[e] *= slope
+                slopes[e] = slope
     if call.limited:
         low, high = like(call.low * LOG2E, logits[0]), like(call.high * LOG2E, logits[0])
         for e in range(count):
@@ -240,7 +242,10 @@ def product_receivers(call, own, key, key_at, places, first, count, slopes, grad
     element, width = own[0], call.width
     shape = (call.edges, call.heads, width)
     order = carray(pointer(call.order, np.int64(0)), call.edges)
-    edge, grad_edge = carray(pointer(call.edge, element), shape), carray(pointer(call.grad_edge, element), shape)
+    edge, grad_edge = (
+        carray(pointer(call.edge, element), shape),
+        carray(pointer(call.grad_edge, element), shape),
+    )
     grad_state = carray(pointer(call.grad_state, element), shape)
     scale = like(call.scale, element)
     for e in range(count):
@@ -266,7 +271,10 @@ def product_senders(call, query, places, first, count, slopes, grad_key):
     element, width = slopes[0, 0], call.width
     shape = (call.edges, call.heads, width)
     order = carray(pointer(call.order, np.int64(0)), call.edges)
-    edge, grad_state = carray(pointer(call.edge, element), shape), carray(pointer(call.grad_state, element), shape)
+    edge, grad_state = (
+        carray(pointer(call.edge, element), shape),
+        carray(pointer(call.grad_state, element), shape),
+    )
     group = call.heads // call.kv_heads
     scale = like(call.scale, element)
     for e in range(count):

@@ -28,7 +28,9 @@ from attlas.attend.decode_ir import (
 )
 from attlas.attend.decode_vectors import sums_of_four
 
-__all__ = ["AHEAD", "TOGETHER", "largest", "powers", "products", "weighted"]
+__all__ = [
+    "AHEAD", "TOGETHER", "inner", "largest", "powers", "products", "times", "weigh", "weigh_each", "weighted",
+]  # fmt: skip
 
 TOGETHER = 4
 """Rows whose products are taken at once."""
@@ -189,6 +191,99 @@ def powers(typingctx, numbers, count, less):
         return _folded(builder, builder.load(total), builder.fadd)
 
     return less(types.int64, types.int64, less), code
+
+
+@intrinsic
+@no_type_check
+def weigh(typingctx, logits, slopes, count, less, delta):
+    """Each of `count` logits x, rounded up to LANES, becomes w = 2^(x - less), each slope s w (s - delta)."""
+    kind = _Kind(less)
+
+    def code(context, builder, signature, args):
+        logits, slopes, count, less, delta = args
+        shift, lower = splat(builder, less), splat(builder, delta)
+        with loop(builder, count, LANES) as (e, _):
+            _weigh(
+                builder,
+                kind,
+                plus(builder, logits, e, kind.size),
+                plus(builder, slopes, e, kind.size),
+                shift,
+                lower,
+            )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, less, less), code
+
+
+@intrinsic
+@no_type_check
+def weigh_each(typingctx, logits, slopes, count, places, ends, stride, apart, element):
+    """`weigh` with `less` and `delta` of edge e at ends + stride places[e], and `apart` bytes behind it."""
+    kind = _Kind(element)
+
+    def code(context, builder, signature, args):
+        logits, slopes, count, places, ends, stride, apart = args[:7]
+        with loop(builder, count, LANES) as (e, _):
+            shift = lower = ir.Constant(kind.many, ir.Undefined)
+            for lane in range(LANES):
+                at = _row(builder, ends, places, builder.add(e, LONG(lane)), stride)
+                shift = builder.insert_element(shift, load(builder, at, kind.one), INT(lane))
+                one = load(builder, builder.add(at, apart), kind.one)
+                lower = builder.insert_element(lower, one, INT(lane))
+            _weigh(
+                builder,
+                kind,
+                plus(builder, logits, e, kind.size),
+                plus(builder, slopes, e, kind.size),
+                shift,
+                lower,
+            )
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7, element), code
+
+
+def _weigh(builder: Any, kind: _Kind, logits: Any, slopes: Any, shift: Any, lower: Any) -> None:
+    weight = _power(builder, builder.fsub(load(builder, logits, kind.many), shift), kind)
+    slope = builder.fsub(load(builder, slopes, kind.many), lower)
+    store(builder, weight, logits)
+    store(builder, builder.fmul(weight, slope), slopes)
+
+
+@intrinsic
+@no_type_check
+def times(typingctx, numbers, vectors, factor):
+    """A row of whole vectors times a number."""
+    kind = _Kind(factor)
+
+    def code(context, builder, signature, args):
+        numbers, vectors, factor = args
+        many = splat(builder, factor)
+        with loop(builder, vectors) as (c, _):
+            place = plus(builder, numbers, c, kind.size * LANES)
+            store(builder, builder.fmul(load(builder, place, kind.many), many), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, factor), code
+
+
+@intrinsic
+@no_type_check
+def inner(typingctx, one, other, vectors, element):
+    """The product of two rows of whole vectors."""
+    kind = _Kind(element)
+
+    def code(context, builder, signature, args):
+        one, other, vectors = args[:3]
+        total = kind.sums(builder, 1)[0]
+        with loop(builder, vectors) as (c, _):
+            at = builder.mul(c, LONG(kind.size * LANES))
+            parts = (load(builder, builder.add(start, at), kind.many) for start in (one, other))
+            builder.store(multiply_add(builder, *parts, builder.load(total)), total)
+        return _folded(builder, builder.load(total), builder.fadd)
+
+    return element(types.int64, types.int64, types.int64, element), code
 
 
 def _folded(builder: Any, vector: Any, join: Any) -> Any:

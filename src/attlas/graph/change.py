@@ -18,6 +18,7 @@ __all__ = [
     "subgraph",
     "undirected",
     "with_self_loops",
+    "with_virtual_nodes",
     "without_self_loops",
 ]
 
@@ -79,6 +80,40 @@ def _longer(rows: Tensor | None, count: int, fill: float | None) -> Tensor | Non
     if rows is None or fill is None:
         return rows
     return torch.cat([rows, rows.new_full((count, *rows.shape[1:]), fill)])
+
+
+def with_virtual_nodes(
+    graph: Graph, *, fill: float = 0.0, kinds: tuple[int, int] | None = None
+) -> tuple[Graph, Tensor, Tensor]:
+    """A node more for each graph, joined to all of its nodes both ways: (graph, old nodes, new nodes).
+
+    Old node i is number old[i] of the new graph, the new node of graph g is number new[g]: the last of its
+    graph. Behind all other edges stand n edges into the new nodes and n out of them; their features are
+    `fill`, their types `kinds` (into, out of). ValueError: a typed graph without `kinds`.
+    """
+    if (graph.edge_type is not None) != (kinds is not None):
+        has = "untyped" if graph.edge_type is None else "typed"
+        raise ValueError(
+            f"with_virtual_nodes: kinds=(type of edges into, type of those out of the new nodes) must be "
+            f"given for a graph of typed edges and for no other; this one is {has}"
+        )
+    pointer = graph.pointer
+    if pointer is None:
+        pointer = torch.tensor([0, graph.nodes], device=graph.device)
+    old = torch.arange(graph.nodes, device=graph.device) + graph.graph_of
+    new = pointer[1:] + torch.arange(graph.graphs, device=graph.device)
+    own = new[graph.graph_of]
+    kind = _longer(graph.edge_type, graph.nodes, None if kinds is None else kinds[0])
+    made = graph.replace(
+        sender=torch.cat([old[graph.sender], old, own]),
+        receiver=torch.cat([old[graph.receiver], own, old]),
+        senders=graph.nodes + graph.graphs,
+        receivers=graph.nodes + graph.graphs,
+        edge_attr=_longer(graph.edge_attr, 2 * graph.nodes, fill),
+        edge_type=_longer(kind, graph.nodes, None if kinds is None else kinds[1]),
+        pointer=None if graph.pointer is None else pointer + torch.arange(graph.graphs + 1),
+    )
+    return made, old, new
 
 
 def without_self_loops(graph: Graph) -> tuple[Graph, Tensor]:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "flip_signs",
-    "hop_features",
     "laplacian_eigenvectors",
     "random_walk_diagonals",
     "relative_random_walks",
@@ -258,27 +257,3 @@ def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
         return np.where(np.isinf(ways), most + 1, np.minimum(ways, most)).reshape(-1)
 
     return pairs_of(graph).graph.replace(edge_type=by_graph(graph, 1, one).reshape(-1).to(torch.int64))
-
-
-def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float[Tensor, "n C"]]:
-    """[X, A X, A^2 X, ...] up to A^hops X, A = D^-1/2 (adjacency + I) D^-1/2: averages over so many hops.
-
-    Edges are taken in both directions, equal ones joined. Computed in float32 (float64 if x is), without
-    gradient: features of the input, computed once. Source: Dwivedi et al. 2023 (LargeGT). Cost: hops E C,
-    nothing of n x n.
-    """
-    import scipy.sparse
-
-    if hops < 0:
-        raise ValueError(f"hops must be 0 or more, got {hops}")
-    adjacency = both_ways(graph)
-    adjacency.setdiag(0.0)
-    adjacency = adjacency + scipy.sparse.eye_array(graph.nodes)
-    root = scipy.sparse.diags_array(np.asarray(adjacency.sum(1)).reshape(-1) ** -0.5)
-    matrix = (root @ adjacency @ root).tocsr()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    found, last = [x], x.detach().to(wide).cpu().numpy()
-    for _ in range(hops):
-        last = matrix.astype(last.dtype) @ last
-        found.append(torch.from_numpy(np.ascontiguousarray(last)).to(x.dtype))
-    return found

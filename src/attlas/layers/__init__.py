@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -47,7 +48,9 @@ from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
+from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_encoders import (
     DegreeEncoder,
@@ -68,11 +71,14 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
 from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
+from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -126,6 +132,7 @@ from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.position_gate import PositionGate
+from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
 from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
@@ -134,10 +141,12 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
 from attlas.layers.transnormer import SGLU, SRMSNorm, TransNormerBlock, TransNormerMixer
+from attlas.layers.virtual_node import GATv2Gather, VirtualNodeLayer, VirtualNodeStack
 from attlas.layers.zoology import BaseConv, ImplicitConv
 
 __all__ = [
@@ -149,16 +158,19 @@ __all__ = [
     "GPS",
     "GPSA",
     "GRAPH_LAYERS",
+    "GRIT",
     "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
+    "PPGN",
     "QLSTM",
     "SAGE",
     "SGLU",
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveGraphAttention",
     "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
@@ -169,6 +181,7 @@ __all__ = [
     "AutoformerEncoderLayer",
     "BaseConv",
     "BatchNorm",
+    "BiInteraction",
     "BiMamba",
     "Block",
     "Bottleneck",
@@ -177,6 +190,7 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
@@ -184,8 +198,10 @@ __all__ = [
     "Deduced",
     "DegreeEncoder",
     "DependencyBlock",
+    "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
     "EigenDeepSet",
     "EigenTransformer",
     "FavorAttention",
@@ -194,8 +210,14 @@ __all__ = [
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
+    "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
+    "GRITEncoder",
+    "GRITLayer",
+    "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -203,13 +225,17 @@ __all__ = [
     "GatedMLP",
     "GaussianBlock",
     "GraphAttention",
+    "GraphConvolution",
     "GraphEntry",
     "GraphFinding",
     "GraphLayoutAttention",
+    "GraphSage",
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
+    "KGATLayer",
     "KernelMix",
     "LayoutGraph",
     "LearnedGate",
@@ -241,13 +267,16 @@ __all__ = [
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "PPGNBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
     "PositionGate",
     "PrefixPLGA",
     "RaggedBatchNorm",
+    "RelationAttention",
     "RelativeBias",
     "RepDepthwise",
     "ResidualSteps",
@@ -255,6 +284,7 @@ __all__ = [
     "Reweaving",
     "RoleEncoder",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -274,9 +304,14 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
     "Together",
+    "TokenAttention",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
@@ -285,12 +320,15 @@ __all__ = [
     "Untouched",
     "ValueAndOut",
     "ValueMap",
+    "VirtualNodeLayer",
+    "VirtualNodeStack",
     "alibi_by_layer",
     "attention_mixer",
     "auto_correlation",
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",
@@ -316,12 +354,14 @@ __all__ = [
     "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
+    "matrix_product",
     "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
+    "pair_product",
     "places",
     "pna_aggregates",
     "pooled_nodes",
