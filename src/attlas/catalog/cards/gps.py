@@ -16,8 +16,8 @@ CARD = Card(
         "In every layer a local message-passing part with real edges and a global part that attends to all "
         "nodes of the graph stand side by side, are summed and go through an MLP; encodings of position and "
         "structure are columns beside the embedded input. Both parts are any: GINE, GatedGCN or another "
-        "graph layer; softmax, FAVOR+ or any mixer of the library with a noncausal form. Nothing is padded to the "
-        "largest graph."
+        "graph layer; softmax, FAVOR+ or any mixer of the library with a noncausal form. Nothing is "
+        "padded to the largest graph."
     ),
     lives=(
         "attlas.layers.gps:GPS",

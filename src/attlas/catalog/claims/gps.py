@@ -253,8 +253,8 @@ CLAIM = Claim(
         "deviation over the seeds of the paired difference; worse by more than that than one of them: does "
         f"not hold. Paths: with linear attention at least {REACHED} right; messages alone are the control, "
         f"at chance by construction (at most {AT_CHANCE}). Time of an attention layer from 1,000 to 4,000 "
-        f"nodes grows with an exponent of at most {LINEAR} where it is linear, and at least {FASTER} more with "
-        "softmax."
+        f"nodes grows with an exponent of at most {LINEAR} where it is linear, and at least {FASTER} more "
+        "with softmax."
     ),
     settings=SETTINGS,
     measure=measure,
