@@ -15,9 +15,9 @@ CARD = Card(
     what=(
         "In every layer a local message-passing part with real edges and a global part that attends to all "
         "nodes of the graph stand side by side, are summed and go through an MLP; encodings of position and "
-        "structure are columns beside the embedded input. Both parts are any: GINE, GatedGCN or another graph "
-        "layer; softmax, FAVOR+ or any mixer of the library with a noncausal form. Nothing is padded to the "
-        "largest graph."
+        "structure are columns beside the embedded input. Both parts are any: GINE, GatedGCN or another "
+        "graph layer; softmax, FAVOR+ or any mixer of the library with a noncausal form. Nothing is "
+        "padded to the largest graph."
     ),
     lives=(
         "attlas.layers.gps:GPS",
@@ -44,8 +44,8 @@ CARD = Card(
         "padding is left out of numerator, denominator and stabiliser; the released code pads to the largest "
         "graph, and its Performer masks values alone.",
         "The Performer's heads are width / heads wide (there 64), its features floor(D ln D), drawn once.",
-        "ElstaticSE has the largest of the row where the released code repeats the largest of the column, and "
-        "the standard deviation of one node is 0.",
+        "ElstaticSE has the largest of the row where the released code repeats the largest of the column, "
+        "and the standard deviation of one node is 0.",
         "HKdiagSE has exp(-t lambda), as the released code; a comment there says exp(-2 t lambda). Zero "
         "eigenvalues are counted by components, there told by 1e-8.",
         "SignNet's phi has two GIN rounds with one norm each.",

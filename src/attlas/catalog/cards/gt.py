@@ -33,8 +33,8 @@ CARD = Card(
     departures=(
         "The softmax is divided by its sum alone and a node that nobody sends to gets 0: the released layer "
         "with edges adds 1e-6, the one without gives NaN there.",
-        "Over all pairs the released code drops every edge feature; `complete` also tells which pairs are real "
-        "edges, which the edge stream can read.",
+        "Over all pairs the released code drops every edge feature; `complete` also tells which pairs are "
+        "real edges, which the edge stream can read.",
         "Signs of eigenvectors are drawn for each graph, in the released code for each column of a batch. "
         "Eigenvectors come from a symmetric solver; exactly one is dropped, as there.",
         "Colours of WL roles are numbered by their signature, in the released code by the order of its hash.",

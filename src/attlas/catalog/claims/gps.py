@@ -252,9 +252,9 @@ CLAIM = Claim(
         "smaller MAE than messages alone and than linear attention alone, each by more than the standard "
         "deviation over the seeds of the paired difference; worse by more than that than one of them: does "
         f"not hold. Paths: with linear attention at least {REACHED} right; messages alone are the control, "
-        f"at chance by construction (at most {AT_CHANCE}). Time of an attention layer from 1,000 to 4,000 nodes "
-        f"grows with an exponent of at most {LINEAR} where it is linear, and at least {FASTER} more with "
-        "softmax."
+        f"at chance by construction (at most {AT_CHANCE}). Time of an attention layer from 1,000 to 4,000 "
+        f"nodes grows with an exponent of at most {LINEAR} where it is linear, and at least {FASTER} more "
+        "with softmax."
     ),
     settings=SETTINGS,
     measure=measure,
