@@ -73,14 +73,14 @@ def test_train_and_predict(attlas_says, files):
         "--steps",
         30,
         "--model",
-        "gt-without-edges",
+        "gin",
     ]
     command = ["graph", "train", "edges.csv", "--labels", "labels.csv", "--out", "run", *options]
     code, said, error = attlas_says(*command)
     assert code == 0, error
-    assert "gt-without-edges, test" in said and "linear, no messages, test" in said and "training" in error
+    assert "gin, test" in said and "linear, no messages, test" in said and "training" in error
     page = Path("run/report.html").read_text()
-    assert "gt-without-edges on edges.csv" in page and page.count("data:image/png;base64,") == 4
+    assert "gin on edges.csv" in page and page.count("data:image/png;base64,") == 4
     assert sorted(file.name for file in Path("run/pictures").iterdir()) == [
         "degrees.png", "drawing.png", "mistakes.png", "training.png",
     ]  # fmt: skip
@@ -112,10 +112,6 @@ def test_layers(attlas_says, monkeypatch):
         (("train", "edges.csv", "--labels", "labels.csv", "--out", "run", "--model", "no"), "got 'no'"),
         (("train", "edges.csv", "--labels", "edges.csv", "--out", "run"), "has no column 'node'"),
         (("train", "edges.csv", "--labels", "labels.csv", "--out", "edges.csv"), "edges.csv is a file, but"),
-        (
-            ("train", "edges.csv", "--labels", "labels.csv", "--out", "run", "--learning-rate", "1e30"),
-            "try a smaller learning rate",
-        ),
         (("predict", "nothing"), "nothing/graph_run.json does not exist"),
     ],
 )
@@ -124,6 +120,15 @@ def test_what_is_refused(refused, files, arguments, words):
     save_graph(Graph.from_edge_index(torch.tensor([[10_001], [0]])), "large")
     assert words in refused("graph", *arguments)
     assert not Path("run/graph_run.json").exists()
+
+
+def test_a_training_that_goes_wrong_says_what_to_do(attlas_says, files):
+    options = ("--labels", "labels.csv", "--out", "run", "--learning-rate", "1e30", "--width", 8)
+    code, _, error = attlas_says("graph", "train", "edges.csv", *options)
+    assert (code, error.splitlines()[-1]) == (
+        2,
+        "attlas: the loss of step 2 is nan: try a smaller learning rate (--learning-rate)",
+    )
 
 
 def test_the_usual_batch_goes_by_the_size_of_the_graph(attlas_says, files, monkeypatch):
