@@ -1,10 +1,12 @@
 """Who is joined with whom, and averages over it, against dense matrices."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from attlas.graph import Graph, average, hop_features, neighbours
+from attlas.graph import Graph, adjacency, average, hop_features
 
 
 def messy(nodes: int = 9, edges: int = 30, seed: int = 0) -> Graph:
@@ -26,17 +28,24 @@ def joined(graph: Graph) -> np.ndarray:
 def test_rows_hold_every_neighbour_once_in_rising_order():
     for seed in range(5):
         graph = messy(seed=seed)
-        pointer, other = neighbours(graph)
-        rows = [other[a:b].tolist() for a, b in zip(pointer[:-1], pointer[1:], strict=True)]
+        pointer, other = adjacency(graph)
+        rows = [other[a:b].tolist() for a, b in pairwise(pointer)]
         assert rows == [np.flatnonzero(row).tolist() for row in joined(graph)]
-    assert neighbours(graph) is neighbours(graph), "found once"
-    assert neighbours(graph.replace(edge_attr=torch.zeros(graph.edges, 1))) is not neighbours(graph)
+    assert adjacency(graph) is adjacency(graph), "found once"
+    assert adjacency(graph.replace(edge_attr=torch.zeros(graph.edges, 1))) is not adjacency(graph)
+
+
+def test_ranges_of_rows_are_put_together(monkeypatch):
+    monkeypatch.setattr("attlas.graph.hops.ROWS", 4)
+    pointer, other = adjacency(messy(20, 60))
+    rows = [other[a:b].tolist() for a, b in pairwise(pointer)]
+    assert rows == [np.flatnonzero(row).tolist() for row in joined(messy(20, 60))]
 
 
 def test_nothing_to_join():
-    pointer, other = neighbours(Graph.from_edge_index([[0, 1], [0, 1]], num_nodes=3))
+    pointer, other = adjacency(Graph.from_edge_index([[0, 1], [0, 1]], num_nodes=3))
     assert pointer.tolist() == [0, 0, 0, 0] and other.numel() == 0
-    assert neighbours(Graph.from_edge_index([[], []], num_nodes=0)).pointer.tolist() == [0]
+    assert adjacency(Graph.from_edge_index([[], []], num_nodes=0)).pointer.tolist() == [0]
     x = torch.randn(3, 2)
     assert torch.equal(average(Graph.from_edge_index([[0], [0]], num_nodes=3), x), x)
 
@@ -67,4 +76,4 @@ def test_what_is_no_row_per_node_is_refused():
     with pytest.raises(ValueError, match=r"x must be \(9, channels\), one row per node, got \(8, 2\)"):
         average(messy(), torch.zeros(8, 2))
     with pytest.raises(ValueError, match="a bipartite graph has senders and receivers, not nodes"):
-        neighbours(Graph.from_edge_index([[0], [0]], num_nodes=2, num_receivers=1))
+        adjacency(Graph.from_edge_index([[0], [0]], num_nodes=2, num_receivers=1))

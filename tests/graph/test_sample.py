@@ -194,3 +194,11 @@ def test_a_loader_goes_through_every_node_and_repeats_itself_for_any_number_of_t
 def test_errors_say_what_was_expected(run, words):
     with pytest.raises(ValueError, match=words):
         run(messy())
+
+
+def test_a_batch_draws_what_each_graph_draws_alone():
+    parts = [messy(), messy(12, 20, seed=1), messy(7, 9, seed=2)]
+    table = sample_hops(batch(parts), 5)
+    starts = (0, 9, 21)
+    alone = [sample_hops(part, 5) + start for part, start in zip(parts, starts, strict=True)]
+    assert torch.equal(table, torch.cat(alone))

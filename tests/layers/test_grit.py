@@ -52,7 +52,7 @@ def rho(x):
 
 def dense_layer(layer, x, e, degree):
     """The sheet's steps 2 to 6, one head at a time, x (n, d), e (n, n, d)."""
-    n, width = x.shape
+    width = x.shape[1]
     f = width // layer.heads
     outs, states = [], []
     for head in range(layer.heads):

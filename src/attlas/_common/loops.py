@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def over_ranges(work: Callable[[int, int], Any], bounds: Sequence[int]) -> None:
 
     Threads live for this call alone, so that nothing waits for them after a fork.
     """
-    ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+    ranges = list(pairwise(bounds))
     threads = min(torch.get_num_threads(), len(ranges))
     if threads <= 1:
         for first, last in ranges:

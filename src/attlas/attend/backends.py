@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from attlas.attend import block, decode, edge, flex, reference, rows, sdpa
+from attlas.attend.aggregate import Sum
 from attlas.attend.cost import Cost
 from attlas.attend.normaliser import Softmax
 from attlas.attend.request import Request
@@ -227,7 +228,7 @@ def core_of(request: Request, module: Backend) -> Request:
         getattr(module, "NATIVE", False)
         or type(request.normaliser) is not Softmax
         or request.gate is not None
-        or not request.aggregate.mergeable
+        or type(request.aggregate) is not Sum
     ):
         return request
     core = request.expanded()

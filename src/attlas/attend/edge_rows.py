@@ -20,9 +20,9 @@ from attlas.attend.edge_walk import Rectangle, Side, Walk, walk
 from attlas.attend.normaliser import RowContext, Softmax
 from attlas.attend.reference import assemble
 from attlas.attend.request import Request, Result, take
-from attlas.attend.row_blocks import Pairs, RowWork
 from attlas.attend.rows import in_blocks
 from attlas.attend.senders import Shares
+from attlas.attend.work import Pairs, Work
 from attlas.graph import Graph
 from attlas.pattern import GraphEdges
 from attlas.score import Edge
@@ -74,7 +74,7 @@ def _placed(part: Tensor | None, place: Tensor) -> Tensor | None:
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeWork(RowWork):
+class EdgeWork(Work[Rectangle]):
     """A request along the edges of its graph, walked by its receivers or by its senders.
 
     Every tensor is a table, its first axis that of what it belongs to: (n, b, G, g, ...) for nodes. Operands:
@@ -90,7 +90,7 @@ class EdgeWork(RowWork):
         return graph_of(self.request)
 
     @cached_property
-    def blocks(self) -> Walk:  # type: ignore[override]
+    def blocks(self) -> Walk:
         request = self.request
         each = request.batch * max(request.kv_heads * max(request.width, request.value_width), request.heads)
         least, most = EDGES
@@ -107,7 +107,7 @@ class EdgeWork(RowWork):
     def tables(self) -> list[tuple[Tensor, Along]]:
         """Query, key, value and operands, with what each belongs to."""
         request, count = self.request, len(self.request.extra)
-        query = self._grouped(take(request.query, self.piece.heads))
+        query = self.grouped(take(request.query, self.piece.heads))
         sides: tuple[Side, ...] = ("receiver", "sender", "sender")
         nodes = (query.unsqueeze(4), *(part[:, :, None, None] for part in (self.piece.key, self.piece.value)))
         found = [(_table(part, side), side) for part, side in zip(nodes, sides, strict=True)]
@@ -116,7 +116,9 @@ class EdgeWork(RowWork):
             plain = [*plain[:-count], *(value.unsqueeze(4) for value in plain[-count:])]
         given = [(_table(part, side), side) for part in plain for side in [_along(part)]]
         first = len(request.score.tensors())
-        edges = [(self._of_edges(tensor), "edge") for tensor in request.edge_tensors]
+        edges: list[tuple[Tensor, Along]] = [
+            (self._of_edges(tensor), "edge") for tensor in request.edge_tensors
+        ]
         return [*found, *given[:first], *edges, *given[first:]]
 
     def _of_edges(self, tensor: Tensor) -> Tensor:
@@ -132,9 +134,7 @@ class EdgeWork(RowWork):
         *parts, values = super().split(operands)
         return *parts, [value.squeeze(4) for value in values]
 
-    def inputs(  # type: ignore[override]
-        self, block: Rectangle, wide: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    def inputs(self, block: Rectangle, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """The rectangle's share of the tables: (b, G, g, r, 1 or c, ...)."""
         query, key, value, *operands = (
             self._gathered(table, side, block) for table, (_, side) in zip(wide, self.tables, strict=True)
@@ -150,7 +150,7 @@ class EdgeWork(RowWork):
         found = table.index_select(0, at.flatten()).unflatten(0, at.shape)
         return found.movedim((0, 1), (3, 4)).contiguous()
 
-    def give_back(self, number: int, total: Tensor, block: Rectangle, part: Tensor) -> None:  # type: ignore[override]
+    def give_back(self, number: int, total: Tensor, block: Rectangle, part: Tensor) -> None:
         """The adjoint of `inputs`: add the rectangle's gradient to that of table `number`."""
         side = self.tables[number][1]
         if side is None:
@@ -164,7 +164,7 @@ class EdgeWork(RowWork):
             return block.receiver * self.graph.senders + block.sender
         return block.edge if side == "edge" else block.receiver if side == "receiver" else block.sender
 
-    def pairs(  # type: ignore[override]
+    def pairs(
         self, block: Rectangle, query: Tensor, key: Tensor, value: Tensor, score: Sequence[Tensor]
     ) -> Pairs:
         """The score of the rectangle's edges; the ends of a slot stand in `inputs`."""
@@ -178,18 +178,18 @@ class EdgeWork(RowWork):
             state = state.expand(*logit.shape, *state.shape[5:])
         return Pairs(logit, real, real & (logit != -float("inf")), found.value, state, edge)
 
-    def kept(self, block: Rectangle, edge: Edge) -> Tensor:  # type: ignore[override]
+    def kept(self, block: Rectangle, edge: Edge) -> Tensor:
         """As for pairs; the second and further of equal edges have bits of their own."""
         if not self.graph.has_equal_edges:
-            return super().kept(block, edge)  # type: ignore[arg-type]
+            return super().kept(block, edge)
         again = _repetition(self.graph)[block.edge] * self.graph.senders
-        return super().kept(block, edge._replace(key_position=edge.key_position + again))  # type: ignore[arg-type]
+        return super().kept(block, edge._replace(key_position=edge.key_position + again))
 
 
 class _Statistics(EdgeWork):
     """The lse of every node over its edges, and nothing else."""
 
-    def tile(  # type: ignore[override]
+    def tile(
         self, block: Rectangle, query: Tensor, key: Tensor, value: Tensor, operands: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
         score, own, *_ = self.split(operands)

@@ -29,7 +29,7 @@ SMALL = 2048
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
-    """Nodes r0..r1 of a walk with their edges: at (r, c) or (r, 1) int64, where each slot's ends and edge are.
+    """Nodes r0..r1 of a walk with their edges: the ends and the edge of every slot, (r, c) or (r, 1) int64.
 
     real (r, c): whether a slot holds an edge; those that hold none repeat the first edge of their row, whose
     ends they may read. empty: no node has an edge; there is one slot a row, and only the nodes may be read.
@@ -46,7 +46,7 @@ class Rectangle:
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """The nodes of one side of a graph in the order of their degree, cut into rectangles of about `most` slots.
+    """The nodes of one side of a graph in the order of their degree, cut into rectangles of `most` slots.
 
     A node with more edges has a rectangle of its own. Iterates over its rectangles, each made when its turn
     comes (those of a small graph are kept). Memory: O(n).
@@ -82,7 +82,7 @@ class Walk:
 
     @cached_property
     def cuts(self) -> list[tuple[int, int, int]]:
-        """(first row, row behind the last, slots a row) of every rectangle; 0 slots for nodes without edges."""
+        """(first row, row behind the last, slots a row) of every rectangle; 0 slots: nodes without edges."""
         return _cuts(self._pointer.diff()[self.nodes].cpu().numpy(), self.most)
 
     @property

@@ -19,6 +19,7 @@ from attlas.attend.request import Piece, Request, Result, present, take
 from attlas.attend.row_blocks import RowWork
 from attlas.attend.sender_pass import shared_out
 from attlas.attend.state import Part
+from attlas.attend.work import Work
 
 __all__ = ["NAME", "estimate", "evaluate", "in_blocks", "run", "supports"]
 
@@ -60,6 +61,8 @@ def _piece(request: Request, piece: Piece) -> Result:
     query = take(request.query, piece.heads).unflatten(1, (len(piece.kv_heads), piece.group))
     key, value = present(piece.key, piece.k_at), present(piece.value, piece.k_at)
     out, lse, total, edges = in_blocks(work, query, key, value, *work.operands())
+    if out is None or lse is None:
+        raise ValueError("rows: a block gave no out or no lse")
     return Result(
         out.flatten(1, 2),
         lse.flatten(1, 2),
@@ -68,7 +71,7 @@ def _piece(request: Request, piece: Piece) -> Result:
     )
 
 
-def in_blocks(work: RowWork, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+def in_blocks(work: Work[Any], *inputs: Tensor) -> tuple[Tensor | None, ...]:
     """What `work.tile` gives, all blocks together: differentiable once, nothing of a block is kept.
 
     (out (B, G, g, n, V), lse and total (B, G, g, n), edge states (B, G, g, E, ...)), each None where a tile
@@ -79,18 +82,18 @@ def in_blocks(work: RowWork, *inputs: Tensor) -> tuple[Tensor | None, ...]:
 
 class _RowBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: RowWork, query: Tensor, key: Tensor, value: Tensor, *operands: Tensor) -> Any:
+    def forward(ctx: Any, work: Work[Any], *inputs: Tensor) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, *operands)
-        wide = _widened(work, (query, key, value, *operands))
+        ctx.save_for_backward(*inputs)
+        wide = _widened(work, inputs)
         pieces: list[list[Tensor]] = [[], [], [], []]
         ctx.edges = []
         for block in work.blocks:
             found = work.tile(block, *work.inputs(block, wide))
             for store, tensor in zip(pieces, found, strict=True):
                 if tensor is not None:
-                    store.append(tensor.to(query.dtype) if store is pieces[0] else tensor)
+                    store.append(tensor.to(inputs[0].dtype) if store is pieces[0] else tensor)
             ctx.edges.append(0 if found[3] is None else found[3].shape[3])
         if not work.blocks:
             return work.nothing()
@@ -108,12 +111,12 @@ class _RowBlocks(torch.autograd.Function):
         return None, *found
 
 
-def _widened(work: RowWork, tensors: Sequence[Tensor]) -> list[Tensor]:
+def _widened(work: Work[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(work.dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
 
 
 def _backward(
-    work: RowWork,
+    work: Work[Any],
     saved: Sequence[Tensor],
     needed: Sequence[bool],
     grads: Sequence[Tensor | None],

@@ -2,51 +2,60 @@
 
 from typing import no_type_check
 
+import numpy as np
+
 from attlas._common.loops import jit
 
-__all__ = ["average", "join", "place", "transpose"]
+__all__ = ["average", "join", "partition"]
 
 
 @jit
 @no_type_check
-def place(sender, receiver, cursor, other):
-    """Both ends of every edge that is no loop, each in the row of the other; cursor: where rows begin."""
+def partition(sender, receiver, shift, cursor, row, other):
+    """Both directions of every edge, loops left out, by ranges of 2^shift rows. cursor: where they begin."""
     for edge in range(len(sender)):
         one, two = sender[edge], receiver[edge]
         if one != two:
-            other[cursor[one]] = two
-            cursor[one] += 1
-            other[cursor[two]] = one
-            cursor[two] += 1
+            at = cursor[one >> shift]
+            cursor[one >> shift] = at + 1
+            row[at], other[at] = one, two
+            at = cursor[two >> shift]
+            cursor[two >> shift] = at + 1
+            row[at], other[at] = two, one
 
 
 @jit
 @no_type_check
-def transpose(pointer, other, cursor, turned):
-    """The rows of a symmetric adjacency, each in rising order."""
-    for node in range(len(pointer) - 1):
-        for at in range(pointer[node], pointer[node + 1]):
-            row = other[at]
-            turned[cursor[row]] = node
-            cursor[row] += 1
+def join(starts, shift, row, other, degree, first, last):
+    """In ranges first .. last: rows together and rising, equal neighbours once, at the range's beginning.
 
-
-@jit
-@no_type_check
-def join(pointer, other):
-    """Equal neighbours of rising rows joined, in place; the number that is left."""
-    kept, start = 0, 0
-    for node in range(len(pointer) - 1):
-        stop = pointer[node + 1]
-        last = -1
-        for at in range(start, stop):
-            if other[at] != last:
-                last = other[at]
-                other[kept] = last
-                kept += 1
-        pointer[node + 1] = kept
-        start = stop
-    return kept
+    A range fits in a core's cache, so that its rows are filled at random without waiting for memory.
+    """
+    cursor = np.empty((1 << shift) + 1, dtype=np.int64)
+    for part in range(first, last):
+        begin, end = starts[part], starts[part + 1]
+        base = part << shift
+        cursor[:] = 0
+        for at in range(begin, end):
+            cursor[row[at] - base + 1] += 1
+        for place in range(1 << shift):
+            cursor[place + 1] += cursor[place]
+        rows = np.empty(end - begin, dtype=np.int32)
+        for at in range(begin, end):
+            place = row[at] - base
+            rows[cursor[place]] = other[at]
+            cursor[place] += 1
+        kept, start = begin, 0
+        for place in range(min(1 << shift, len(degree) - base)):
+            stop = cursor[place]
+            mine = np.sort(rows[start:stop])
+            before, found = -1, kept
+            for k in mine:
+                if k != before:
+                    other[kept] = before = k
+                    kept += 1
+            degree[base + place] = kept - found
+            start = stop
 
 
 @jit

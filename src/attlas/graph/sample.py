@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attlas._common.loops import equal_ranges, over_ranges
 from attlas.graph.graph import Graph
-from attlas.graph.hops import neighbours
+from attlas.graph.hops import adjacency
 
 __all__ = ["NeighbourLoader", "Sampled", "sample_hops", "sample_neighbours"]
 
@@ -45,7 +45,7 @@ def sample_hops(
     if count < 1 or hops < 1:
         raise ValueError(f"sample_hops: count and hops must be 1 or more, got {count} and {hops}")
     wanted = torch.arange(graph.nodes) if nodes is None else _nodes("sample_hops", graph, nodes)
-    pointer, other = (part.numpy() for part in neighbours(graph))
+    pointer, other = (part.numpy() for part in adjacency(graph))
     graphs = np.array([0, graph.nodes]) if graph.pointer is None else graph.pointer.cpu().numpy()
     asked, table = wanted.numpy(), np.empty((len(wanted), count), dtype=np.int64)
     parts = (pointer, other, graphs, asked, hops, _seed(seed), WAYS, table)
@@ -133,7 +133,8 @@ def _sample(
         nodes = np.concatenate([nodes[:known], np.empty(most, dtype=np.int64)])
         drawn, both = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.int64)
         found, more = loops.expand(
-            pointer, other, order, nodes, known, start, known, count, replace, _seed(seed), space.place, both, drawn
+            pointer, other, order, nodes, known, start, known, count, replace, _seed(seed), space.place,
+            both, drawn,
         )  # fmt: skip
         start, known = known, more
         hops.append(known)
@@ -145,8 +146,13 @@ def _sample(
     sender, receiver = (torch.from_numpy(np.concatenate([both[side] for both in ends])) for side in range(2))
     attr, kinds = graph.edge_attr, graph.edge_type
     small = Graph(
-        sender, receiver, known, known, None if attr is None else attr[old], None if kinds is None else kinds[old]
-    )  # fmt: skip
+        sender,
+        receiver,
+        known,
+        known,
+        edge_attr=None if attr is None else attr[old],
+        edge_type=None if kinds is None else kinds[old],
+    )
     return Sampled(small, torch.from_numpy(nodes), old, len(seeds), tuple(hops))
 
 

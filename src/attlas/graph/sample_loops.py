@@ -62,8 +62,8 @@ def _common_neighbours(pointer, other, one, two):
 
 @jit
 @no_type_check
-def _listed(pointer, other, node, hops, stamp, mark, found):
-    """N1 ++ N2 ++ ... of a node into `found`, each hop's nodes once; how many, and the next mark."""
+def _listed(pointer, other, node, hops, seen, found):
+    """N1 ++ N2 ++ ... of a node into `found`, each hop's nodes once; how many. seen: bits, all 0."""
     count = 0
     for at in range(pointer[node], pointer[node + 1]):
         found[count] = other[at]
@@ -71,17 +71,19 @@ def _listed(pointer, other, node, hops, stamp, mark, found):
     start = 0
     for _ in range(1, hops):
         stop = count
-        mark += 1
         for place in range(start, stop):
             j = found[place]
             for at in range(pointer[j], pointer[j + 1]):
                 k = other[at]
-                if stamp[k] != mark:
-                    stamp[k] = mark
+                word, bit = k >> 5, np.uint32(1) << np.uint32(k & 31)
+                if not seen[word] & bit:
+                    seen[word] |= bit
                     found[count] = k
                     count += 1
+        for place in range(stop, count):
+            seen[found[place] >> 5] = 0
         start = stop
-    return count, mark
+    return count
 
 
 @jit
@@ -144,23 +146,23 @@ def draw_hops(pointer, other, graphs, nodes, hops, seed, limit, table, first, la
     """Rows first .. last of the table: draws of N1 ++ N2 ++ ... of each node.
 
     limit: ways of two edges from a node above which they are drawn, not listed. graphs (G + 1,): where the
-    graphs of a batch begin; a node that nothing is joined with draws nodes of its own graph.
+    graphs of a batch begin: each draws as it would alone, and a node without neighbours from its own graph.
     """
     total = len(pointer) - 1
-    stamp = np.zeros(total, dtype=np.int64)
+    seen = np.zeros((total >> 5) + 1, dtype=np.uint32)
     found = np.empty(total * hops, dtype=np.int32)
     ends = np.empty(total, dtype=np.int64)
     chosen = np.empty(table.shape[1], dtype=np.int64)
-    mark = 0
     for place in range(first, last):
         node = nodes[place]
         row = table[place]
-        key = key_of(seed, node)
+        own = np.searchsorted(graphs, node, side="right")
+        start = graphs[own - 1]
+        key = key_of(seed, node - start)
         degree = pointer[node + 1] - pointer[node]
         if degree == 0:
-            own = np.searchsorted(graphs, node, side="right")
             for at in range(len(row)):
-                row[at] = graphs[own - 1] + within(key, at, graphs[own] - graphs[own - 1])
+                row[at] = start + within(key, at, graphs[own] - start)
             continue
         if hops == 2:
             ways = 0
@@ -170,7 +172,7 @@ def draw_hops(pointer, other, graphs, nodes, hops, seed, limit, table, first, la
                 ends[at] = ways
             if ways > limit and _from_paths(pointer, other, node, ends, row, chosen, key):
                 continue
-        count, mark = _listed(pointer, other, node, hops, stamp, mark, found)
+        count = _listed(pointer, other, node, hops, seen, found)
         _from_list(found, count, row, key)
 
 

@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -47,9 +48,20 @@ from attlas.layers.gcn import GCN
 from attlas.layers.gin import GIN
 from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
+from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
 from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
+from attlas.layers.graph_encoders import (
+    DegreeEncoder,
+    EigenDeepSet,
+    EigenTransformer,
+    NormLinear,
+    RoleEncoder,
+    SignedPositions,
+    SignNet,
+    Together,
+)
 from attlas.layers.graph_layers import (
     GRAPH_LAYERS,
     GraphEntry,
@@ -59,12 +71,14 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
 from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -118,6 +132,7 @@ from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.position_gate import PositionGate
+from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
 from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
@@ -126,6 +141,7 @@ from attlas.layers.short_conv import ShortConv
 from attlas.layers.sparse_gin import SparseEdges, SparseGIN, lambda_schedule, strong_edges
 from attlas.layers.sparse_rows import SparseHybrid
 from attlas.layers.stochastic_depth import StochasticDepth
+from attlas.layers.tangnn import PooledLayer, TANGNNLayer, TiledLayer, TopAttention
 from attlas.layers.titans import MemoryAsGate, MemoryAsLayer
 from attlas.layers.titans_context import LiteralMemoryAsContext, MemoryAsContext
 from attlas.layers.titans_memory import LongTermMemory
@@ -142,10 +158,12 @@ __all__ = [
     "GPS",
     "GPSA",
     "GRAPH_LAYERS",
+    "GRIT",
     "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
+    "PPGN",
     "QLSTM",
     "SAGE",
     "SGLU",
@@ -172,24 +190,34 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
     "Decomposition",
     "Deduced",
+    "DegreeEncoder",
     "DependencyBlock",
     "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
+    "EigenDeepSet",
+    "EigenTransformer",
     "FavorAttention",
     "FeedForward",
     "Finding",
     "FixedCurvature",
     "FlashSigmoid",
     "FlowAttention",
+    "ForwardMamba",
     "Fusable",
     "GATv2Gather",
     "GINAttention",
+    "GMNLayer",
+    "GRITEncoder",
+    "GRITLayer",
+    "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -205,6 +233,7 @@ __all__ = [
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
     "KGATLayer",
     "KernelMix",
@@ -231,16 +260,19 @@ __all__ = [
     "ModulatedBlock",
     "NiNBlock",
     "NonApproximate",
+    "NormLinear",
     "Normalised",
     "NormalisedLinear",
     "NormedStep",
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "PPGNBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
     "PooledKeys",
+    "PooledLayer",
     "PositionGate",
     "PrefixPLGA",
     "RaggedBatchNorm",
@@ -250,7 +282,9 @@ __all__ = [
     "ResidualSteps",
     "ReversedAttention",
     "Reweaving",
+    "RoleEncoder",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -259,6 +293,8 @@ __all__ = [
     "SharedMap",
     "ShiftedWindowAttention",
     "ShortConv",
+    "SignNet",
+    "SignedPositions",
     "Similarity",
     "SoftmaxMix",
     "SourcedAttention",
@@ -268,8 +304,14 @@ __all__ = [
     "Static",
     "StochasticDepth",
     "StreamAttention",
+    "SubgraphEncoder",
+    "TANGNNLayer",
     "TaylorAttention",
+    "TiledLayer",
+    "Together",
+    "TokenAttention",
     "TokenFeedForward",
+    "TopAttention",
     "TransNormerBlock",
     "TransNormerMixer",
     "TriangularMap",
@@ -286,6 +328,7 @@ __all__ = [
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",
@@ -311,12 +354,14 @@ __all__ = [
     "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
+    "matrix_product",
     "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
+    "pair_product",
     "places",
     "pna_aggregates",
     "pooled_nodes",

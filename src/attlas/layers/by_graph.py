@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from attlas.attend import attend
-from attlas.graph import Graph, kept, size_buckets
+from attlas.graph import Graph, size_buckets
 from attlas.layers.mixers import Setting, mixer_entry
-from attlas.pattern import Segments
+from attlas.pattern import Tokens
 
 __all__ = ["ByGraph", "GraphAttention", "mixer_by_graph"]
 
@@ -18,8 +18,8 @@ class GraphAttention(nn.Module):
     """x -> W_o of softmax attention in which every node sees all nodes of its graph, and itself.
 
     Args: width, heads; dropout: of the attention weights; bias: of the four projections.
-    Shapes: x (n, C), a Graph -> (n, C). Cost: O(sum of the squares of the graphs' sizes, times C), no n x n
-    over the batch.
+    Shapes: x (n, C), a Graph -> (n, C). Graphs of similar size lie side by side (`size_buckets`). Cost: the
+    squares of the graphs' sizes times C, no n x n over the batch.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float = 0.0, bias: bool = True) -> None:
@@ -33,19 +33,27 @@ class GraphAttention(nn.Module):
         """ValueError: not one row for each node."""
         if x.shape[0] != graph.nodes:
             raise ValueError(f"x must have a row for each of {graph.nodes} nodes, got {tuple(x.shape)}")
-        query, key, value = (
-            part(x).unflatten(-1, (self.heads, -1)).transpose(0, 1)[None]
-            for part in (self.query, self.key, self.value)
-        )
         share = self.dropout if self.training else 0.0
-        found = attend(query, key, value, pattern=_own_graph(graph), dropout=share)
-        mixed: Tensor = self.out(found[0].transpose(0, 1).flatten(1))
+        parts = torch.cat([part(x) for part in (self.query, self.key, self.value)], -1)
+        if graph.graphs == 1:
+            return self._mixed(parts[None], None, share)[0]
+        buckets, place = size_buckets(graph)
+        if not buckets:
+            return x
+        found = [
+            self._mixed(parts[nodes], None if bool(there.all()) else there, share)[there]
+            for _, nodes, there in buckets
+        ]
+        return torch.cat(found)[place]
+
+    def _mixed(self, parts: Tensor, there: Tensor | None, dropout: float) -> Tensor:
+        """(graphs, m, 3 C) queries, keys and values -> (graphs, m, C)."""
+        shaped = parts.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        size = parts.shape[1]
+        keys = None if there is None else Tokens(size, total=size, valid=there)
+        found = attend(*shaped, k_at=keys, dropout=dropout)
+        mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return mixed
-
-
-@kept
-def _own_graph(graph: Graph) -> Segments | None:
-    return None if graph.pointer is None else Segments(graph.pointer)
 
 
 class ByGraph(nn.Module):

@@ -1,7 +1,7 @@
 """FAVOR+ on ragged rows: positive random features with a stabiliser per graph, and linear attention by graph.
 
-Source: Choromanski et al. 2020, arXiv 2009.14794, as the global part of GPS, arXiv 2205.12454. Legend: n nodes,
-G graphs, H heads, D head width, F features, V value width.
+Source: Choromanski et al. 2020, arXiv 2009.14794, as the global part of GPS, arXiv 2205.12454. Legend: n
+nodes, G graphs, H heads, D head width, F features, V value width.
 """
 
 import math
@@ -21,10 +21,11 @@ EPSILON = 1e-4  # added to every exponential feature
 def favor_features(
     x: Float[Tensor, "n H D"], directions: Float[Tensor, "F D"], graph: Graph | None = None
 ) -> Float[Tensor, "n H F"]:
-    """phi(x) = (exp(W y - |y|^2 / 2 - s) + 1e-4) / sqrt F, y = x / D^(1/4): phi(q).phi(k) ~ exp(q.k / sqrt D).
+    """phi(x) = (exp(W y - |y|^2 / 2 - s) + 1e-4) / sqrt F with y = x / D^(1/4).
 
-    s is the largest W y, without gradient: of each row, for queries, or with `graph` of all nodes of a graph
-    in a head, for its keys. The 1e-4 lets it show in the result, so it must not see other graphs.
+    phi(q).phi(k) is near exp(q.k / sqrt D) up to a factor. s is the largest W y, without gradient: of each
+    row, for queries, or with `graph` of all nodes of a graph in a head, for its keys. The 1e-4 lets it
+    show in the result, so it must not see other graphs.
     """
     scaled = x * x.shape[-1] ** -0.25
     along = scaled @ directions.to(x.dtype).T

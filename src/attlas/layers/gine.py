@@ -1,6 +1,7 @@
 """GINE: the graph isomorphism network with edge features.
 
-Source: Hu et al. 2020, arXiv 1905.12265, as the local part of GPS, arXiv 2205.12454. Legend: n nodes, E edges.
+Source: Hu et al. 2020, arXiv 1905.12265, as the local part of GPS, arXiv 2205.12454.
+Legend: n nodes, E edges.
 """
 
 import torch

@@ -41,7 +41,7 @@ class ResidualSteps(nn.Module):
 
 
 class GT(nn.Module):
-    """Graph transformer layer: softmax over the senders of each node, then `ResidualSteps` of nodes and edges.
+    """Graph transformer layer: softmax over the senders of each node, then two residual steps.
 
         l_ij = (Q h_i) * (K h_j) / sqrt(D) * (E e_ij)                of D channels a head
         w_ij = softmax_j clamp(sum_c l_ij[c], -limit, limit)

@@ -7,7 +7,7 @@ __all__ = ["RaggedBatchNorm"]
 
 
 class RaggedBatchNorm(nn.BatchNorm1d):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, statistics over all rows of the batch, not per graph.
+    """(x - mean) / sqrt(variance + eps) * weight + bias with the statistics of all rows, not per graph.
 
     Rows come from all graphs, one behind the other, so there is no padding to leave out. A single row has no
     variance: it is normalised by the running statistics in training too, where torch would raise; no rows

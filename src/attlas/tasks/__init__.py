@@ -3,6 +3,8 @@
 from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
+from attlas.tasks.far_nodes import NodeTask, digit_neighbours, distant_hubs, ring_transfer, two_cliques
+from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -29,6 +31,7 @@ from attlas.tasks.molecules import (
 from attlas.tasks.movielens_kg import MovieLensKG, collaborative_graph, movielens_kg
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
+from attlas.tasks.pattern_sbm import PatternGraph, pattern_sbm
 from attlas.tasks.prompts import encode, prompt_pieces
 from attlas.tasks.ranking import filtered_ranks, rank_summary, recall_and_ndcg
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
@@ -57,6 +60,7 @@ __all__ = [
     "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "PATH_CLASSES",
     "RELATIONS",
     "SERIES",
     "SHOW_KEY",
@@ -65,6 +69,7 @@ __all__ = [
     "UNKNOWN",
     "WORDINGS",
     "ByteText",
+    "FlaggedPaths",
     "Forecasts",
     "Glosses",
     "ItemScore",
@@ -74,8 +79,10 @@ __all__ = [
     "Molecule",
     "MoleculeBatch",
     "MovieLensKG",
+    "NodeTask",
     "Passage",
     "Passages",
+    "PatternGraph",
     "Question",
     "QuestionScore",
     "Recall",
@@ -88,10 +95,13 @@ __all__ = [
     "collaborative_graph",
     "copying",
     "debian_packages",
+    "digit_neighbours",
     "digit_tokens",
     "digits_on_canvas",
+    "distant_hubs",
     "encode",
     "filtered_ranks",
+    "flagged_paths",
     "forecasts",
     "glosses",
     "hashed_words",
@@ -104,12 +114,14 @@ __all__ = [
     "movielens_kg",
     "mqar",
     "passkey",
+    "pattern_sbm",
     "photo_crops",
     "photos",
     "prompt_pieces",
     "rank_summary",
     "read_sdf",
     "recall_and_ndcg",
+    "ring_transfer",
     "score_item",
     "score_items",
     "shuffled",
@@ -117,6 +129,7 @@ __all__ = [
     "split_tokens",
     "summarise",
     "tokenise",
+    "two_cliques",
     "vocabulary",
     "wordnet_graph",
 ]

@@ -64,7 +64,9 @@ def wordnet_graph(*, width: int = 300) -> LabelledGraph:
 @cache
 def _read(folder: Path) -> tuple[Graph, tuple[str, ...], Tensor, tuple[str, ...], tuple[str, ...]]:
     number: dict[str, int] = {}  # "n00001740" -> node
-    glosses, labels, nodes = [], [], []
+    glosses: list[str] = []
+    labels: list[int] = []
+    nodes: list[str] = []
     ends: list[tuple[int, str]] = []
     symbols: list[str] = []
     for part, letter in WORDNET_PARTS.items():
