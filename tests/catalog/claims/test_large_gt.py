@@ -7,23 +7,24 @@ import pytest
 from attlas.catalog.claims import large_gt as claims
 
 RIGHT = {"mlp": 0.35, "local": 0.6, "full": 0.61, "neighbours": 0.6}
-SECONDS = {"mlp": 0.2, "local": 7.0, "full": 8.0, "neighbours": 20.0}
+SECONDS = {"mlp": 0.2, "local": 7.0, "full": 8.0, "neighbours": 20.0}  # of training
 
 
 def run_with(right=None, seconds=None):
     values = {f"accuracy, {name}": one for name, one in (RIGHT | (right or {})).items()}
-    values |= {f"seconds an epoch, {name}": one for name, one in (SECONDS | (seconds or {})).items()}
+    for name, one in (SECONDS | (seconds or {})).items():
+        values |= {f"seconds, {name}": one, f"seconds an epoch, {name}": one / 3}
     return values | {"accuracy, majority class": 0.12, "seconds before, once": 9.0}
 
 
 @pytest.mark.parametrize(
     ("right", "seconds", "outcome", "text"),
     [
-        ({}, {}, "holds", "four-hop sampling takes 2.5 times as long as full, which needs 9.0 s once"),
+        ({}, {}, "holds", "trains 2.5 times as long as full, which needs 9.0 s once"),
         ({"local": 0.44}, {}, "does not hold", "Not met: local above the words alone by 0.1."),
         ({"full": 0.59, "neighbours": 0.5}, {}, "does not hold", "Not met: full not below local."),
         ({"neighbours": 0.62}, {}, "does not hold", "Not met: full not below four-hop sampling."),
-        ({}, {"neighbours": 7.9}, "does not hold", "Not met: an epoch in less time than four-hop sampling."),
+        ({}, {"neighbours": 7.9}, "does not hold", "Not met: training in less time than four-hop sampling."),
         ({"mlp": 0.15}, {}, "not shown at this scale", "The gloss alone is not learnt"),
     ],
 )
@@ -62,7 +63,7 @@ def test_a_seed_is_measured_and_resumed(tmp_path, monkeypatch):
     said: list[str] = []
     values = claims.measure(1000, long=False, folder=tmp_path / "kept", step=said.append)
     assert set(values) == set(run_with())
-    assert any(line.startswith("neighbours: step 4 of 4") for line in said)
+    assert any(line.startswith("neighbours: step 12 of 12") for line in said)
     said.clear()
     assert claims.measure(1000, long=False, folder=tmp_path / "kept", step=said.append) == values
     assert not said, "what is trained already is not trained again"
@@ -80,9 +81,9 @@ def test_the_baseline_trims_nothing_that_the_answer_needs(tmp_path, monkeypatch)
     net = claims.sage(whole, 0).eval()
     (one,) = claims.loader(whole, torch.arange(6), 0, False)
     x = whole.task.x[one.nodes]
-    for layer in net.layers:
+    for layer, norm in zip(net.layers, net.norms, strict=True):
         assert isinstance(layer, SAGE)
-        x = layer(x, one.graph).relu()
+        x = norm(layer(x, one.graph)).relu()
     assert torch.allclose(net(one), net.head(x[:6]), atol=1e-5)
     claims.data.cache_clear()
 

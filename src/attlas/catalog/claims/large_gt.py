@@ -27,19 +27,18 @@ FANOUTS = (10, 10, 10, 10)
 TRAIN, TEST, EPOCHS, BATCH, RATE = 8_000, 4_000, 3, 256, 3e-3
 LONG_TRAIN, LONG_TEST, LONG_EPOCHS = 60_000, 20_000, 6
 WIDE, LEARNT = 0.10, 0.20
+LONGER = 3
+"""The four-hop net trains for so many times the epochs: the comparison is at equal accuracy, not at equal "
+"epochs."""
 SETTINGS = {
-    "data": "WordNet: 117,659 synsets, edges = pointers both ways, 300 hashed gloss words, 45 lexicographer "
-    "files",
+    "data": "WordNet: 117,659 synsets, edges = pointers both ways, 300 hashed gloss words, 45 files",
     "nodes": f"{TRAIN} to train and {TEST} to test, {EPOCHS} epochs of batches of {BATCH} (--long: "
-    f"{LONG_TRAIN}, "
-    f"{LONG_TEST}, {LONG_EPOCHS}), AdamW {RATE:g}",
+    f"{LONG_TRAIN}, {LONG_TEST}, {LONG_EPOCHS}), AdamW {RATE:g}",
     "model": f"K {SAMPLES} ({3 * SAMPLES} tokens), width {WIDTH}, {HEADS} heads, codebook {ROWS}, positions "
-    f"{POSITION} "
-    "(ProNE), dropout 0.5 and 0.3",
-    "neighbours": f"GraphSAGE of {len(FANOUTS)} layers, width {WIDTH}, fan-outs {FANOUTS}, layers trimmed "
-    f"to the nodes "
-    "that are needed",
-    "time": "CPU seconds of all threads; an epoch is training alone, with gathering or sampling",
+    f"{POSITION} (ProNE), dropout 0.5 and 0.3",
+    "neighbours": f"GraphSAGE of {len(FANOUTS)} layers with batch norm, width {WIDTH}, fan-outs {FANOUTS}, "
+    f"layers trimmed to the nodes that are needed, {LONGER} times the epochs",
+    "time": "CPU seconds of all threads; training alone, with gathering or sampling",
 }
 
 
@@ -134,16 +133,17 @@ def sage(whole: Data, seed: int) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.ModuleList(SAGE(a, b) for a, b in pairwise(widths))
+            self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:])
             self.head = nn.Linear(WIDTH, len(whole.task.names))
 
         def forward(self, found: Sampled) -> Tensor:
             graph, x = found.graph, whole.task.x[found.nodes]
-            for place, layer in enumerate(self.layers):
+            for place, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
                 known = found.hops[len(FANOUTS) - 1 - place]
                 edges = int(torch.searchsorted(graph.receiver, known))  # receivers stand in their order
                 part = Graph(graph.sender[:edges], graph.receiver[:edges], len(x), known, bipartite=True)
                 x = layer.near(neighbour_mean(x, part)) + layer.own(x[:known])
-                x = nn.functional.dropout(x.relu(), 0.3, self.training)
+                x = nn.functional.dropout(norm(x).relu(), 0.3, self.training)
             return self.head(x)
 
     return Net()
@@ -173,7 +173,7 @@ def samples(whole: Data, train: Tensor, steps: int, seed: int) -> Iterator[Sampl
 
 
 def values(name: str, seed: int, sizes: tuple[int, int, int], say: Step) -> Values:
-    """Test accuracy, and CPU seconds of an epoch."""
+    """Test accuracy, CPU seconds of the training and of an epoch."""
     import torch
     from torch.nn import functional
 
@@ -181,7 +181,8 @@ def values(name: str, seed: int, sizes: tuple[int, int, int], say: Step) -> Valu
 
     whole = data(seed)
     train, test = whole.task.split(sizes[0], sizes[1], seed=seed)
-    steps, labels = steps_of(train, sizes[2]), whole.task.labels
+    epochs = sizes[2] * (LONGER if name == "neighbours" else 1)
+    steps, labels = steps_of(train, epochs), whole.task.labels
     recipe = Recipe(steps, learning_rate=RATE, weight_decay=0.01, betas=(0.9, 0.999))
     hits = 0
     if name == "neighbours":
@@ -207,7 +208,11 @@ def values(name: str, seed: int, sizes: tuple[int, int, int], say: Step) -> Valu
         with torch.no_grad():
             for nodes in test.split(BATCH):
                 hits += int((net(nodes).argmax(1) == labels[nodes]).sum())
-    return {f"accuracy, {name}": hits / len(test), f"seconds an epoch, {name}": spent / sizes[2]}
+    return {
+        f"accuracy, {name}": hits / len(test),
+        f"seconds, {name}": spent,
+        f"seconds an epoch, {name}": spent / epochs,
+    }
 
 
 def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
@@ -242,7 +247,7 @@ def judge(runs: Sequence[Values]) -> Verdict:
         return table[f"accuracy, {one}"]["sd"] + table[f"accuracy, {other}"]["sd"]
 
     right = {name: mean(f"accuracy, {name}") for name in NAMES}
-    seconds = {name: mean(f"seconds an epoch, {name}") for name in NAMES}
+    seconds = {name: mean(f"seconds, {name}") for name in NAMES}
     measured = _told(table)
     if right["mlp"] < LEARNT:
         return Verdict("not shown at this scale", f"The gloss alone is not learnt: {measured}")
@@ -252,7 +257,7 @@ def judge(runs: Sequence[Values]) -> Verdict:
         "full not below local": right["full"] >= right["local"] - apart("full", "local"),
         "full not below four-hop sampling": right["full"]
         >= right["neighbours"] - apart("full", "neighbours"),
-        "an epoch in less time than four-hop sampling": seconds["full"] < seconds["neighbours"],
+        "training in less time than four-hop sampling": seconds["full"] < seconds["neighbours"],
     }
     failed = [rule for rule, met in rules.items() if not met]
     if failed:
@@ -268,12 +273,13 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
             for name in NAMES
         )
 
-    times = table["seconds an epoch, neighbours"]["mean"] / table["seconds an epoch, full"]["mean"]
+    times = table["seconds, neighbours"]["mean"] / table["seconds, full"]["mean"]
     return (
         f"Accuracy: {row('accuracy', 3)}, majority class {table['accuracy, majority class']['mean']:.3f}. "
-        f"CPU seconds an "
-        f"epoch: {row('seconds an epoch', 1)}: four-hop sampling takes {times:.1f} times as long as full, "
-        f"which needs "
+        f"CPU "
+        f"seconds of training: {row('seconds', 1)}; an epoch: {row('seconds an epoch', 1)}. Four-hop "
+        f"sampling, "
+        f"with {LONGER} times the epochs, trains {times:.1f} times as long as full, which needs "
         f"{table['seconds before, once']['mean']:.1f} s once before."
     )
 
@@ -283,17 +289,17 @@ CLAIM = Claim(
         "A local part that samples two hops and reaches four, beside attention to an approximate whole "
         "graph, "
         "classifies the nodes of a large graph at least as well as sampling deeper neighbourhoods does, in "
-        "less "
-        "time (3 times, on ogbn-products, against the nearest baseline)."
+        "less time (3 times, on ogbn-products, against the nearest baseline)."
     ),
     rule=(
-        "Nets on the same split of WordNet, the same epochs and batches, means over the seeds; a difference "
-        "counts beyond the sum of both standard deviations. LargeGT's local part is at least "
-        f"{WIDE} above an MLP of the gloss's words; with the global part it is not below the local part "
-        f"alone (a "
-        "tie is expected), and not below GraphSAGE on four sampled hops (fan-out 10), and its epoch takes "
-        "fewer CPU "
-        f"seconds than that one's. Nothing is shown where the MLP stays under {LEARNT} accuracy."
+        "Nets on the same split of WordNet and batches, means over the seeds; a difference counts beyond the "
+        f"sum of both standard deviations. LargeGT's local part is at least {WIDE} above an MLP of the "
+        f"gloss's "
+        "words; with the global part it is not below the local part alone (a tie is expected), and not below "
+        f"GraphSAGE on four sampled hops (fan-out 10) that trains for {LONGER} times the epochs, and its "
+        f"training "
+        f"takes fewer CPU seconds than that one's. Nothing is shown where the MLP stays under {LEARNT} "
+        f"accuracy."
     ),
     settings=SETTINGS,
     measure=measure,
