@@ -270,10 +270,19 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "edge": {
         "pattern": ("graph",),
-        "score": ("dot", "dot, own scale"),
-        "normaliser": ("softmax", "softmax, sink", "softmax, learned sink"),
-        "aggregate": ("sum",),
-        "extra": ("nothing", "extra"),
+        "score": (
+            "dot",
+            "cosine",
+            "bilinear",
+            "distance",
+            "bias",
+            "key bias",
+            "low rank mask",
+            "products with absent edges",
+            "p-laplacian",
+        ),
+        "length": (63, 100),
+        "value_width": (5,),
     },
     "decode": {
         "score": ("dot", "dot, own scale"),

@@ -20,6 +20,15 @@ class Neighbours(nn.Module):
         return x + torch.zeros_like(x).index_add(0, graph.receiver, sent), 2 * edge_attr
 
 
+class Beside(nn.Module):
+    """Two of three columns, times the nodes of the graph."""
+
+    width = 2
+
+    def forward(self, extra, graph):
+        return extra[:, :2] * graph.nodes
+
+
 def ring(nodes, kinds=2):
     at = torch.arange(nodes)
     return Graph.from_edge_index(torch.stack([at, (at + 1) % nodes]), num_nodes=nodes, edge_attr=at % kinds)
@@ -62,11 +71,10 @@ def test_encodings_are_added_or_stand_beside():
     graph, x, extra = ring(4), torch.arange(4), torch.randn(4, 3).double()
     added = net(extra=3, readout=None, depth=0)
     torch.testing.assert_close(added(x, graph, extra=extra), added.head(added.nodes(x) + added.extra(extra)))
-    encoder = nn.Linear(3, 2)
-    encoder.width = 2
+    encoder = Beside()
     beside = net(extra=encoder, readout=None, depth=0)
     assert beside.nodes.embedding_dim == 6
-    joined = torch.cat([beside.nodes(x), encoder(extra)], -1)
+    joined = torch.cat([beside.nodes(x), encoder(extra, graph)], -1)
     torch.testing.assert_close(beside(x, graph, extra=extra), beside.head(joined))
 
 

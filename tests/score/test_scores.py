@@ -166,3 +166,29 @@ def test_errors(make: Callable[[], object], text: str) -> None:
         EdgeBias(torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(TypeError, match="unsupported operand"):
         Dot() + 1  # type: ignore[operator]
+
+
+class OwnEdges(Score):
+    """logit = a number per edge + t."""
+
+    def __init__(self, values: torch.Tensor, at: torch.Tensor) -> None:
+        self.values, self.at = values, at
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.at,)
+
+    def edge_tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.values,)
+
+    def pair(self, query, key, value, edge, *tensors):  # type: ignore[no-untyped-def]
+        return PairResult(tensors[0] + 10 * tensors[1], value)
+
+
+def test_edge_tensors_reach_the_score_that_owns_them() -> None:
+    one, two = (OwnEdges(torch.full((3,), at), torch.full((1, 1, 1, 1), 0.1 * at)) for at in (1.0, 2.0))
+    whole = (one + two).clamp(-99.0, 99.0) + RowScale(torch.ones(1)) * one
+    assert len(whole.tensors()) == 4 and len(whole.edge_tensors()) == 3
+    arguments = [*whole.tensors(), *(tensor.view(1, 1, 3) for tensor in whole.edge_tensors())]
+    flat = [tensor.reshape(1, 1, -1) for tensor in arguments]
+    logit = whole.pair(QUERY, KEY, KEY, EDGE, *flat).logit
+    assert torch.allclose(logit, torch.full_like(logit, 0.1 + 10 + 0.2 + 20 + 0.1 + 10))

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from attlas.attend import block, decode, edge, flex, reference, rows, sdpa
+from attlas.attend.aggregate import Sum
 from attlas.attend.cost import Cost
 from attlas.attend.normaliser import Softmax
 from attlas.attend.request import Request
@@ -165,12 +166,15 @@ def _named(request: Request, name: str) -> Choice:
 def _automatic(request: Request) -> Choice:
     refused: dict[str, str] = {}
     costs: dict[str, Cost] = {}
+    along_edges = False
     for name, module in BACKENDS.items():
         if name in NEVER_AUTO or name == GENERIC or (name == flex.NAME and request.device.type == "cpu"):
             continue
         core = core_of(request, module)
-        # The generic backend runs everything in linear memory: nobody else needs to run by a slow path.
-        reason = _refusal(module, core) or _inner(module, core)
+        # The generic way runs everything in linear memory: nobody else needs to run by a slow path.
+        reason = _refusal(module, core)
+        along_edges = along_edges or (module is edge and reason is None)
+        reason = reason or _inner(module, core)
         if reason is None:
             costs[name] = module.estimate(core)
         else:
@@ -181,11 +185,17 @@ def _automatic(request: Request) -> Choice:
         del costs["sdpa"]
     if flex.NAME in costs:
         return Choice(flex.NAME, costs[flex.NAME], "the compiled kernel of accelerators", refused, costs)
+    if not costs and along_edges:
+        reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+        estimate = edge.estimate(core_of(request, BACKENDS[edge.NAME]))
+        fallback = f"the generic rows of edges run it ({reasons})"
+        del refused[edge.NAME]
+        return Choice(edge.NAME, estimate, "it runs everything along edges", refused, {}, fallback)
     if not costs:
         reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
-        equal = edge.equal_edges(request)
-        if equal is not None:
-            raise ValueError(f"attend: {equal}; no backend can run this request ({reasons})")
+        alone = edge.only_there(request, GENERIC)
+        if alone is not None:
+            raise ValueError(f"attend: {alone}; no backend can run this request ({reasons})")
         fallback = f"the generic row-block backend runs it ({reasons})"
         generic = BACKENDS[GENERIC]
         estimate = generic.estimate(core_of(request, generic))
@@ -198,7 +208,7 @@ def _automatic(request: Request) -> Choice:
 
 def _refusal(module: Backend, core: Request) -> str | None:
     """Why the backend cannot answer, or would answer for a set of pairs where edges are counted."""
-    return module.supports(core) or (None if module is edge else edge.equal_edges(core))
+    return module.supports(core) or edge.only_there(core, module.NAME)
 
 
 def _inner(module: Backend, core: Request) -> str | None:
@@ -218,7 +228,7 @@ def core_of(request: Request, module: Backend) -> Request:
         getattr(module, "NATIVE", False)
         or type(request.normaliser) is not Softmax
         or request.gate is not None
-        or not request.aggregate.mergeable
+        or type(request.aggregate) is not Sum
     ):
         return request
     core = request.expanded()

@@ -8,7 +8,7 @@ from attlas.attend.aggregate import Aggregate
 from attlas.attend.normaliser import Normaliser
 from attlas.attend.senders import SenderSoftmax
 from attlas.attend.view import KVView
-from attlas.pattern import Pattern, Tokens
+from attlas.pattern import GraphEdges, Pattern, Tokens
 from attlas.score import Score
 
 __all__ = ["numbers", "parts", "request", "tensors", "tokens"]
@@ -176,6 +176,7 @@ def request(call: Any) -> None:
     for owner, held in (("score", call.score), ("normaliser", call.normaliser)):
         for tensor in held.tensors():
             _broadcasts(f"{owner} {held.name}", tensor, full)
+    _along_edges(call)
     if call.gate is not None:
         _broadcasts("gate", call.gate, full)
         if call.gate.dim() > len(full):
@@ -200,6 +201,38 @@ def request(call: Any) -> None:
         )
     if call.return_edge and len(call.pieces()) > 1:
         raise ValueError("attend: return_edge=True needs one pattern for all heads and key and value tensors")
+
+
+def _along_edges(call: Any) -> None:
+    """Tensors of a score that belong to the edges of a graph have that graph, and one row per edge."""
+    owner, held = call.score.name, call.edge_tensors
+    if held and not isinstance(call.pattern, GraphEdges):
+        got = "none" if call.pattern is None else str(call.pattern)
+        raise ValueError(
+            f"attend: score {owner} has tensors of the edges of a graph, so that the pattern must be that "
+            f"Graph and nothing else, got {got}; remove edges with attlas.graph.keep_edges"
+        )
+    for tensor in held:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"attend: score {owner}: an edge tensor must be a tensor, got {type(tensor).__name__}"
+            )
+        edges, shape = call.pattern.graph.edges, tuple(tensor.shape)
+        if not shape or shape[0] != edges:
+            raise ValueError(
+                f"attend: score {owner}: an edge tensor must have one row for each of {edges} edges, in the "
+                f"order of the graph's edge_index, got shape {shape}"
+            )
+        if len(shape) > 1 and shape[1] not in (1, call.heads):
+            raise ValueError(
+                f"attend: score {owner}: an edge tensor must be (edges,), (edges, heads) or (edges, heads, "
+                f"...) with {call.heads} heads or 1, got shape {shape}; write edge[:, None] for features "
+                "that all heads share"
+            )
+        if tensor.device != call.device:
+            raise TypeError(
+                f"attend: score {owner}: an edge tensor is on {tensor.device} but query on {call.device}"
+            )
 
 
 def _broadcasts(name: str, tensor: Any, full: tuple[int, ...]) -> None:

@@ -1,22 +1,25 @@
 """The `edge` backend: attention along the edges of a graph, compiled loops over its sorted edges.
 
-The fused forms, forward and backward, on CPU, are those of `edge_forms`. What else is asked of a graph runs
-on `rows`.
+The compiled forms, forward and backward, on CPU, are those of `edge_forms`. All else that is asked of a graph
+runs in plain torch, by `edge_rows`.
 Legend: B batch, H query heads, E edges, D width, V value width.
 """
 
+from attlas.attend import edge_rows
 from attlas.attend.cost import Cost, pair_cost
-from attlas.attend.edge_forms import FusedForm, fitting
+from attlas.attend.edge_forms import fitting
 from attlas.attend.reference import shapes_of
 from attlas.attend.request import Request, Result
 from attlas.attend.state import Part
 from attlas.pattern import GraphEdges, Tokens
 
-__all__ = ["NAME", "detail", "equal_edges", "estimate", "evaluate", "run", "supports"]
+__all__ = ["NAME", "detail", "estimate", "evaluate", "inner_fallback", "only_there", "run", "supports"]
 
 NAME = "edge"
 OVERHEAD = 4.0
 """Time of a pair against one in a tile of dense pairs: its keys and values are read for it alone."""
+ROWS_OVERHEAD = 20.0
+"""The same without a compiled form."""
 
 
 def supports(request: Request) -> str | None:
@@ -29,14 +32,29 @@ def supports(request: Request) -> str | None:
     graph = pattern.graph
     if not (_whole(request.q_at, graph.receivers) and _whole(request.k_at, graph.senders)):
         return "it takes all nodes of the graph, in their order"
+    return None
+
+
+def inner_fallback(request: Request) -> str | None:
+    """Why none of the compiled forms runs the request, or None."""
     form, reasons = fitting(request)
-    return None if form is not None else "; ".join(dict.fromkeys(reasons.values()))
+    if form is not None:
+        return None
+    return f"edge has no compiled form of it ({'; '.join(dict.fromkeys(reasons.values()))})"
 
 
-def equal_edges(request: Request) -> str | None:
-    """Why a backend of pairs cannot answer: edges of the graph are equal, and each is a message; or None."""
+def only_there(request: Request, backend: str) -> str | None:
+    """Why a backend of pairs cannot answer where edges are counted; None for those that can.
+
+    Edges of the graph are equal, and each is a message; or the score has tensors of edges, which `reference`
+    alone spreads over pairs.
+    """
     pattern = request.pattern
-    if not isinstance(pattern, GraphEdges) or not pattern.graph.has_equal_edges:
+    if backend == NAME or not isinstance(pattern, GraphEdges):
+        return None
+    if backend != "reference" and request.edge_tensors:
+        return f"the score {request.score.name} has tensors of edges, which the backend 'edge' reads"
+    if not pattern.graph.has_equal_edges:
         return None
     return (
         "the graph has equal edges, each a message of its own, which only the backend 'edge' counts: join "
@@ -50,16 +68,18 @@ def _whole(space: Tokens, nodes: int) -> bool:
 
 def detail(request: Request) -> str:
     """Which of its forms runs."""
-    return f"{_form(request).name}, compiled"
+    form, _ = fitting(request)
+    if form is None:
+        return "rows of equal numbers of edges in plain torch"
+    return f"{form.name}, compiled"
 
 
 def estimate(request: Request) -> Cost:
     """Every edge costs a pair; no pair beside the edges is touched."""
-    if not isinstance(request.pattern, GraphEdges):
-        raise ValueError("edge: it takes a Graph as the pattern")
-    graph = request.pattern.graph
+    graph = edge_rows.graph_of(request)
     pairs = graph.edges * request.query.shape[1]
-    return pair_cost(shapes_of(request), pairs, graph.senders).times(OVERHEAD)
+    factor = OVERHEAD if fitting(request)[0] is not None else ROWS_OVERHEAD
+    return pair_cost(shapes_of(request), pairs, graph.senders).times(factor)
 
 
 def run(request: Request) -> Part:
@@ -70,13 +90,5 @@ def run(request: Request) -> Part:
 
 def evaluate(request: Request) -> Result:
     """Out, row statistics and edge states."""
-    return _form(request).run(request)
-
-
-def _form(request: Request) -> FusedForm:
-    if not isinstance(request.pattern, GraphEdges):
-        raise ValueError("edge: it takes a Graph as the pattern")
-    form, reasons = fitting(request)
-    if form is None:
-        raise ValueError(f"edge: no form of it runs this request: {'; '.join(reasons.values())}")
-    return form
+    form, _ = fitting(request)
+    return edge_rows.evaluate(request) if form is None else form.run(request)

@@ -11,7 +11,7 @@ from attlas.attend.dropout import drop, keeps
 from attlas.attend.normaliser import RowContext
 from attlas.attend.request import Piece, Request, Result, present, take
 from attlas.attend.state import Part
-from attlas.pattern import Tokens
+from attlas.pattern import GraphEdges, Tokens
 from attlas.score import Edge
 
 __all__ = [
@@ -68,6 +68,7 @@ def _attention(request: Request, piece: Piece) -> tuple[Result, Tensor]:
     key, value = (_repeated(tensor, piece) for tensor in (piece.key, piece.value))
     mask = dense_mask(piece, request)
     tensors = [take(tensor, piece.heads).to(EXACT) for tensor in request.score.tensors()]
+    tensors += [_of_pairs(request, tensor) for tensor in request.edge_tensors]
     edge = Edge(_at(request.q_at, request)[..., :, None], _at(piece.k_at, request)[..., None, :])
 
     logit, carried, state = request.score.pair(
@@ -97,6 +98,20 @@ def _attention(request: Request, piece: Piece) -> tuple[Result, Tensor]:
     if request.return_edge and state is not None:
         edges = state[:, :, allowed[0, 0]]
     return Result(out, statistics["lse"], statistics.get("total"), edges), weights
+
+
+def _of_pairs(request: Request, tensor: Tensor) -> Tensor:
+    """A tensor of a graph's edges (E, ...) as one of pairs (1, H or 1, N, M, ...); off the graph any."""
+    if not isinstance(request.pattern, GraphEdges):
+        raise ValueError("a tensor of edges needs a Graph as the pattern")
+    graph = request.pattern.graph
+    wide = tensor.to(EXACT) if tensor.is_floating_point() else tensor
+    wide = wide if wide.dim() > 1 else wide.unsqueeze(1)
+    # Not zeros off the graph: a logarithm of them would have an infinite slope, and 0 times that is NaN.
+    edge = torch.zeros(graph.receivers, max(1, graph.senders), dtype=torch.int64, device=wide.device)
+    edge[graph.receiver, graph.sender] = torch.arange(graph.edges, device=wide.device)
+    found = wide[edge] if graph.edges else wide.new_zeros(*edge.shape, *wide.shape[1:])
+    return found.movedim(2, 0).unsqueeze(0)
 
 
 def _gated_and_dropped(request: Request, piece: Piece, weights: Tensor, edge: Edge, columns: int) -> Tensor:

@@ -122,9 +122,17 @@ class Request:
             held += [_given(self.key), _given(self.value)]
         else:
             held += [tensor for group in self.view.groups for tensor in (group.key, group.value)]
-        held += [*self.score.tensors(), *self.normaliser.tensors()]
+        held += [*self.score.tensors(), *self.edge_tensors, *self.normaliser.tensors()]
         held += [] if self.gate is None else [self.gate]
         return (*held, *(tensor for pair in self.extra for tensor in pair))
+
+    @property
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        """The score's tensors of edges, asked for once: to make them may cost a pass over the edges."""
+        known = ("edge tensors", id(self.score))
+        if known not in self.memo:
+            self.memo[known] = self.score.edge_tensors()
+        return self.memo[known]
 
     @property
     def needs_grad(self) -> bool:

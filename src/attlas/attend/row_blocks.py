@@ -1,4 +1,4 @@
-"""Blocks of rows with the keys that they see, and the attention of one block in plain torch.
+"""Blocks of consecutive rows with the keys that they see.
 
 Legend: B batch, G KV heads, g query heads per KV head, r rows and c keys of a block, V value width.
 """
@@ -6,22 +6,19 @@ Legend: B batch, G KV heads, g query heads per KV head, r rows and c keys of a b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.attend.aggregate import Sum
-from attlas.attend.dropout import drop, keeps
-from attlas.attend.normaliser import RowContext
-from attlas.attend.request import Piece, Request, take
+from attlas.attend.request import Piece
+from attlas.attend.work import Pairs, Work
 from attlas.pattern import Tokens
 from attlas.pattern.evaluate import key_ranges
 from attlas.pattern.tokens import common_sizes
 from attlas.score import Edge
 
-__all__ = ["BLOCK", "Block", "Pairs", "RowWork", "block_mask", "blocks_of", "positions_of"]
+__all__ = ["BLOCK", "Block", "RowWork", "block_mask", "blocks_of", "positions_of"]
 
 BLOCK = 64
 """Rows of a block."""
@@ -128,55 +125,14 @@ def _lead(tokens: Tensor, device: torch.device) -> Tensor:
     return tokens.to(device).reshape(-1, 1, 1, tokens.shape[-1])
 
 
-class Pairs(NamedTuple):
-    """A block's logits (B, G, g, r, c), the pattern's pairs, those of them with a logit, values, states."""
-
-    logit: Tensor
-    allowed: Tensor
-    seen: Tensor
-    value: Tensor
-    state: Tensor | None
-    edge: Edge
-
-
 @dataclass(frozen=True, eq=False)
-class RowWork:
-    """A piece in blocks; operands: score, normaliser, gate, extra logits, extra values, in order."""
-
-    request: Request
-    piece: Piece
+class RowWork(Work[Block]):
+    """A piece in blocks of consecutive rows, with the keys that any of them sees."""
 
     @cached_property
     def blocks(self) -> list[Block]:
         narrow = self.request.aggregate.linear and not self.request.return_edge
         return list(blocks_of(self.piece, self.request.q_at, BLOCK if narrow else WIDE_BLOCK))
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return torch.float64 if self.request.dtype == torch.float64 else torch.float32
-
-    def operands(self) -> list[Tensor]:
-        """All operands as (b, G or 1, g or 1, n, m, ...)."""
-        request = self.request
-        flat = [*request.score.tensors(), *request.normaliser.tensors()]
-        flat += [] if request.gate is None else [request.gate]
-        flat += [logit for logit, _ in request.extra] + [value for _, value in request.extra]
-        return [self._grouped(take(tensor, self.piece.heads)) for tensor in flat]
-
-    def _grouped(self, tensor: Tensor) -> Tensor:
-        if tensor.shape[1] == 1:
-            return tensor.unsqueeze(1)
-        return tensor.unflatten(1, (len(self.piece.kv_heads), self.piece.group))
-
-    def split(self, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-        """(score tensors, normaliser tensors, gate, extra logits, extra values)."""
-        sizes = [len(self.request.score.tensors()), len(self.request.normaliser.tensors())]
-        sizes += [int(self.request.gate is not None), len(self.request.extra), len(self.request.extra)]
-        found, start = [], 0
-        for size in sizes:
-            found.append(operands[start : start + size])
-            start += size
-        return tuple(found)
 
     @cached_property
     def first_extra_value(self) -> int:
@@ -233,64 +189,3 @@ class RowWork:
         shape = torch.broadcast_shapes(found.logit.shape, (*query.shape[:4], 1), mask.shape)
         logit = found.logit.expand(shape)
         return Pairs(logit, mask, mask & (logit != -float("inf")), found.value, found.state, edge)
-
-    def tile(
-        self, block: Block, query: Tensor, key: Tensor, value: Tensor, operands: Sequence[Tensor]
-    ) -> tuple[Tensor | None, ...]:
-        """(out (B, G, g, r, V), lse (B, G, g, r), total, edge states) of one block, all in `dtype`."""
-        request = self.request
-        score, own, gate, extra_logits, extra_values = self.split(operands)
-        pairs = self.pairs(block, query, key, value, score)
-        whole, seen, edge = pairs.logit, pairs.seen, pairs.edge
-        columns = seen.shape[-1]
-        everything = seen
-        for more in extra_logits:
-            more = more.expand(*seen.shape[:-1], 1)
-            whole = torch.cat((whole, more), -1)
-            everything = torch.cat((everything, more != -float("inf")), -1)
-        ctx = RowContext(edge.query_position, edge.key_position, everything.sum(-1, keepdim=True))
-        weights = request.normaliser.rows(whole, everything, ctx, *own)
-        plain, rest = weights[..., :columns], weights[..., columns:]
-        if gate:
-            plain = plain * gate[0]
-        if request.dropout:
-            plain = drop(plain, self._kept(edge, query.device), request.dropout)
-        out = self._aggregate(plain, rest, pairs.value, extra_values, seen, everything)
-        edges = None
-        if request.return_edge and pairs.state is not None:
-            edges = pairs.state[:, :, :, pairs.allowed[0, 0, 0]]
-        total = ctx.statistics.get("total")
-        lse = ctx.statistics["lse"].squeeze(-1)
-        return out, lse, None if total is None else total.squeeze(-1), edges
-
-    def _kept(self, edge: Edge, device: torch.device) -> Tensor:
-        batch = torch.arange(self.request.batch, device=device).view(-1, 1, 1, 1, 1)
-        head = torch.tensor(self.piece.heads, device=device).view(1, -1, self.piece.group, 1, 1)
-        return keeps(
-            self.request.seed, batch, head, edge.query_position, edge.key_position, self.request.dropout
-        )
-
-    def _aggregate(
-        self,
-        plain: Tensor,
-        rest: Tensor,
-        carried: Tensor,
-        extra_values: Sequence[Tensor],
-        seen: Tensor,
-        everything: Tensor,
-    ) -> Tensor:
-        aggregate = self.request.aggregate
-        if not extra_values:
-            return aggregate.rows(plain, carried, seen)
-        if type(aggregate) is Sum:
-            out = aggregate.rows(plain, carried, seen)
-            for number, value in enumerate(extra_values):
-                out = out + rest[..., number : number + 1] * value
-            return out
-        weights = torch.cat((plain, rest.expand(*plain.shape[:-1], -1)), -1)
-        lead = weights.shape[:-1]
-        values = [
-            carried.expand(*lead, -1, -1),
-            *(v.unsqueeze(-2).expand(*lead, -1, -1) for v in extra_values),
-        ]
-        return aggregate.rows(weights, torch.cat(values, -2), everything)

@@ -19,8 +19,9 @@ from attlas.attend.request import Piece, Request, Result, present, take
 from attlas.attend.row_blocks import RowWork
 from attlas.attend.sender_pass import shared_out
 from attlas.attend.state import Part
+from attlas.attend.work import Work
 
-__all__ = ["NAME", "estimate", "evaluate", "run", "supports"]
+__all__ = ["NAME", "estimate", "evaluate", "in_blocks", "run", "supports"]
 
 NAME = "rows"
 NATIVE = True
@@ -59,8 +60,9 @@ def _piece(request: Request, piece: Piece) -> Result:
     work = RowWork(request, piece)
     query = take(request.query, piece.heads).unflatten(1, (len(piece.kv_heads), piece.group))
     key, value = present(piece.key, piece.k_at), present(piece.value, piece.k_at)
-    outputs = _RowBlocks.apply(work, query, key, value, *work.operands())
-    out, lse, total, edges = outputs
+    out, lse, total, edges = in_blocks(work, query, key, value, *work.operands())
+    if out is None or lse is None:
+        raise ValueError("rows: a block gave no out or no lse")
     return Result(
         out.flatten(1, 2),
         lse.flatten(1, 2),
@@ -69,23 +71,32 @@ def _piece(request: Request, piece: Piece) -> Result:
     )
 
 
+def in_blocks(work: Work[Any], *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    """What `work.tile` gives, all blocks together: differentiable once, nothing of a block is kept.
+
+    (out (B, G, g, n, V), lse and total (B, G, g, n), edge states (B, G, g, E, ...)), each None where a tile
+    gives none. inputs: query, key, value and operands, as `work.inputs` takes them.
+    """
+    return _RowBlocks.apply(work, *inputs)
+
+
 class _RowBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: RowWork, query: Tensor, key: Tensor, value: Tensor, *operands: Tensor) -> Any:
+    def forward(ctx: Any, work: Work[Any], *inputs: Tensor) -> Any:
         ctx.work = work
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, *operands)
-        wide = [tensor.to(work.dtype) for tensor in (query, key, value, *operands)]
+        ctx.save_for_backward(*inputs)
+        wide = _widened(work, inputs)
         pieces: list[list[Tensor]] = [[], [], [], []]
         ctx.edges = []
         for block in work.blocks:
             found = work.tile(block, *work.inputs(block, wide))
             for store, tensor in zip(pieces, found, strict=True):
                 if tensor is not None:
-                    store.append(tensor.to(query.dtype) if store is pieces[0] else tensor)
+                    store.append(tensor.to(inputs[0].dtype) if store is pieces[0] else tensor)
             ctx.edges.append(0 if found[3] is None else found[3].shape[3])
         if not work.blocks:
-            return _nothing(work, query, value)
+            return work.nothing()
         outputs = tuple(torch.cat(store, 3) if store else None for store in pieces)
         return outputs
 
@@ -93,27 +104,26 @@ class _RowBlocks(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         again = torch.is_grad_enabled()
         with torch.no_grad():
-            found = _backward(ctx.work, ctx.saved_tensors, ctx.needs_input_grad[1:], grads, ctx.edges)
+            work = ctx.work
+            found = _backward(work, ctx.saved_tensors, ctx.needs_input_grad[1:], grads, ctx.edges)
         if again:
-            found = once(found, (*ctx.saved_tensors, *(g for g in grads if g is not None)))
+            found = once(found, (*ctx.saved_tensors, *(g for g in grads if g is not None)), work.who)
         return None, *found
 
 
-def _nothing(work: RowWork, query: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
-    shape = (max(query.shape[0], value.shape[0]), *query.shape[1:4])
-    lse = query.new_full(shape, -float("inf"), dtype=work.dtype)
-    return query.new_zeros(*shape, value.shape[-1]), lse, None, None
+def _widened(work: Work[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.to(work.dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
 
 
 def _backward(
-    work: RowWork,
+    work: Work[Any],
     saved: Sequence[Tensor],
     needed: Sequence[bool],
     grads: Sequence[Tensor | None],
     edges: Sequence[int],
 ) -> list[Tensor | None]:
     """Each block once more with gradients on; gradients are summed in the working precision."""
-    wide = [tensor.to(work.dtype) for tensor in saved]
+    wide = _widened(work, saved)
     totals = [torch.zeros_like(tensor) if need else None for tensor, need in zip(wide, needed, strict=True)]
     done = 0
     for block, count in zip(work.blocks, edges, strict=True):

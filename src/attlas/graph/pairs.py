@@ -5,13 +5,13 @@ Legend: E edges, n nodes, G graphs, P pairs (the sum of squares of the graphs' s
 
 from dataclasses import dataclass
 from functools import cached_property
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from attlas.graph.graph import Graph
+from attlas.graph.kept import kept
 
 __all__ = ["PairGraph", "pairs_of"]
 
@@ -73,21 +73,12 @@ class PairGraph:
         return x.new_zeros(self.pairs, *x.shape[1:]).index_add(0, self.place, x)
 
 
-_KEPT: "WeakKeyDictionary[Graph, PairGraph]" = WeakKeyDictionary()
-
-
+@kept
 def pairs_of(graph: Graph) -> PairGraph:
     """The pairs of a graph or a batch, made once as long as the graph lives.
 
     Cost: O(P) time, 16 bytes a pair. ValueError: a bipartite graph, whose nodes are of two kinds.
     """
-    kept = _KEPT.get(graph)
-    if kept is None:
-        kept = _KEPT[graph] = _made(graph)
-    return kept
-
-
-def _made(graph: Graph) -> PairGraph:
     pointer = graph.pointer
     if pointer is None:
         pointer = torch.tensor([0, graph.nodes], device=graph.device)

@@ -11,9 +11,23 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from attlas.graph import Graph, batch, keep_edges
+from attlas.graph import Graph, keep_edges
 from attlas.layers.contract_probe import differs, gap
-from attlas.layers.graph_contract_probe import EDGES, ISOLATED, NODES, SILENT, Given, GraphProbe, Out
+from attlas.layers.graph_contract_probe import (
+    EDGES,
+    ISOLATED,
+    NODES,
+    SILENT,
+    Given,
+    GraphProbe,
+    Out,
+    alone,
+    differ,
+    finite,
+    same_bits,
+    together,
+    with_edge,
+)
 
 __all__ = ["GRAPH_CHECKS"]
 
@@ -33,9 +47,9 @@ def _shape(probe: GraphProbe) -> Iterator[str]:
         yield f"the edge state has shape {tuple(out.edge.shape)}, not {tuple(given.edge.shape)}"
     if out.x.dtype != torch.float64:
         yield f"the output of float64 features is {out.x.dtype}"
-    if not _finite(out):
+    if not finite(out):
         yield "the output is not finite"
-    yield from _differ(probe.run(given), out, "a second run gives another output")
+    yield from differ(probe.run(given), out, "a second run gives another output")
 
 
 def _convention(probe: GraphProbe) -> Iterator[str]:
@@ -48,11 +62,11 @@ def _convention(probe: GraphProbe) -> Iterator[str]:
         forms["an edge_attr by name"] = probe.call(given.x, index, edge_attr=given.edge)
         forms["a Graph that holds edge_attr"] = probe.call(given.x, given.graph.replace(edge_attr=given.edge))
     for what, found in forms.items():
-        if not _same_bits(found, wanted):
+        if not same_bits(found, wanted):
             yield f"{what} gives another output than a Graph and edge_attr"
-    both = _together([given, probe.given(EDGES[:5], 4)])
+    both = together([given, probe.given(EDGES[:5], 4)])
     of = both.graph.graph_of
-    if not _same_bits(probe.call(both.x, both.graph.edge_index, both.edge, batch=of), probe.run(both)):
+    if not same_bits(probe.call(both.x, both.graph.edge_index, both.edge, batch=of), probe.run(both)):
         yield "an edge_index and batch give another output than the Graph of the batch"
     for what, wrong in (
         ("x with a row too many", (torch.cat([given.x, given.x[:1]]), given.graph, given.edge)),
@@ -76,7 +90,7 @@ def _permutation(probe: GraphProbe) -> Iterator[str]:
     x[number] = given.x
     graph = Graph.from_edge_index(number[given.graph.edge_index], num_nodes=NODES)
     found = probe.run(Given(x, graph, given.edge))
-    yield from _differ(Out(found.x[number], found.edge), wanted, "another numbering of the nodes changes")
+    yield from differ(Out(found.x[number], found.edge), wanted, "another numbering of the nodes changes")
 
 
 def _edge_order(probe: GraphProbe) -> Iterator[str]:
@@ -87,7 +101,7 @@ def _edge_order(probe: GraphProbe) -> Iterator[str]:
         edge = None if given.edge is None else given.edge[order]
         found = probe.run(Given(given.x, keep_edges(given.graph, order), edge))
         state = None if wanted.edge is None else wanted.edge[order]
-        told = _differ(found, Out(wanted.x, state), "another order of the edges changes")
+        told = differ(found, Out(wanted.x, state), "another order of the edges changes")
         yield from told
         if told:
             return
@@ -96,7 +110,7 @@ def _edge_order(probe: GraphProbe) -> Iterator[str]:
 def _batch(probe: GraphProbe) -> Iterator[str]:
     """Graphs in a batch get the outputs that each gets alone, one without edges and one of one node too."""
     parts = [probe.given(), probe.given((), 3), probe.given(EDGES[:6], 5), probe.given(((0, 0),), 1)]
-    yield from _alone(probe, parts, range(len(parts)), "in a batch")
+    yield from alone(probe, parts, range(len(parts)), "in a batch")
 
 
 def _isolated(probe: GraphProbe) -> Iterator[str]:
@@ -108,7 +122,7 @@ def _isolated(probe: GraphProbe) -> Iterator[str]:
     ):
         x = given.x.requires_grad_()
         out = probe.run(given)
-        if not _finite(out):
+        if not finite(out):
             yield f"{what}: the output is not finite"
         loss = out.x.sum() if out.edge is None else out.x.sum() + out.edge.sum()
         named = {"x": x, **dict(probe.module.named_parameters())}
@@ -134,8 +148,8 @@ def _loops(probe: GraphProbe) -> Iterator[str]:
     """A loop is an edge as any other: it brings its node a message, and none is there unless it is given."""
     for node, what in ((SILENT, "that nobody sends to"), (3, "that others send to")):
         given = probe.given()
-        was, now = probe.run(given), probe.run(_with_edge(probe, given, node, node))
-        if not _finite(now):
+        was, now = probe.run(given), probe.run(with_edge(probe, given, node, node))
+        if not finite(now):
             yield f"the output with a loop at a node {what} is not finite"
         elif gap(now.x[node], was.x[node]) <= NOTHING:
             yield f"a loop at a node {what} changes nothing: loops are left out, or there already"
@@ -148,7 +162,7 @@ def _multi_edges(probe: GraphProbe) -> Iterator[str]:
     sender, receiver = EDGES[double]
     was = probe.run(given)
     copied = None if given.edge is None else given.edge[double : double + 1]
-    now = probe.run(_with_edge(probe, given, sender, receiver, copied))
+    now = probe.run(with_edge(probe, given, sender, receiver, copied))
     if gap(now.x[receiver], was.x[receiver]) <= NOTHING:
         yield "an edge that stands twice counts once: equal edges are merged"
     if now.edge is not None:
@@ -162,7 +176,7 @@ def _padding(probe: GraphProbe) -> Iterator[str]:
     if nan.edge is not None and nan.edge.is_floating_point():
         nan.edge[:] = float("nan")
     parts = [probe.given(), nan, probe.given((), 0), probe.given(EDGES[:3], 3), nan]
-    yield from _alone(probe, parts, (0, 3), "beside graphs of NaN and of no nodes")
+    yield from alone(probe, parts, (0, 3), "beside graphs of NaN and of no nodes")
     if probe.entry.reach is None:
         return
     given = probe.given()
@@ -170,7 +184,7 @@ def _padding(probe: GraphProbe) -> Iterator[str]:
         x = torch.cat([given.x, torch.full((3, given.x.shape[1]), fill, dtype=given.x.dtype)])
         graph = Graph(given.graph.sender, given.graph.receiver, NODES + 3, NODES + 3)
         found = probe.run(Given(x, graph, given.edge))
-        yield from _differ(
+        yield from differ(
             Out(found.x[:NODES], found.edge),
             probe.run(given),
             f"isolated nodes of {what} behind the others change",
@@ -190,7 +204,7 @@ def _reach(probe: GraphProbe) -> Iterator[str]:
             yield f"reach None says that any node matters, but over {PATH - 1} hops nothing changes"
         return
     for node, others in changed.items():
-        if wrong := sorted(others - set(range(node, node + reach + 1))):
+        if wrong := sorted(others - set(range(node - reach * probe.entry.both_ways, node + reach + 1))):
             yield (
                 f"node {node} of the path 0 -> 1 -> ... changes the output of {wrong[0]}, beyond its reach "
                 f"of {reach} hops along the edges"
@@ -252,51 +266,6 @@ def _narrow(probe: GraphProbe) -> Iterator[str]:
             by = gap(part.double(), right)
             if by > most:
                 yield f"{dtype} is off by {by:.1e} of the largest output, more than {most}"
-
-
-def _finite(out: Out) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in out if part is not None)
-
-
-def _same_bits(found: Out, wanted: Out) -> bool:
-    return all(
-        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-        for a, b in zip(found, wanted, strict=True)
-    )
-
-
-def _differ(found: Out, wanted: Out, text: str) -> list[str]:
-    told = differs(found.x, wanted.x, f"{text}, nodes")
-    if found.edge is not None and wanted.edge is not None:
-        told += differs(found.edge, wanted.edge, f"{text}, edge states")
-    return told
-
-
-def _together(parts: list[Given]) -> Given:
-    edges = [part.edge for part in parts if part.edge is not None]
-    edge = torch.cat(edges) if edges else None
-    return Given(torch.cat([part.x for part in parts]), batch([part.graph for part in parts]), edge)
-
-
-def _alone(
-    probe: GraphProbe, parts: list[Given], asked: range | tuple[int, ...], where: str
-) -> Iterator[str]:
-    out = probe.run(_together(parts))
-    nodes = out.x.split([part.graph.nodes for part in parts])
-    sizes = [part.graph.edges for part in parts]
-    states = [None] * len(parts) if out.edge is None else out.edge.split(sizes)
-    for place in asked:
-        text = f"graph {place} ({parts[place].graph.nodes} nodes) {where} differs from the same graph alone"
-        yield from _differ(Out(nodes[place], states[place]), probe.run(parts[place]), text)
-
-
-def _with_edge(
-    probe: GraphProbe, given: Given, sender: int, receiver: int, features: Tensor | None = None
-) -> Given:
-    ends = torch.cat([given.graph.edge_index, torch.tensor([[sender], [receiver]])], 1)
-    new = probe.edge_features(1) if features is None else features
-    edge = None if given.edge is None or new is None else torch.cat([given.edge, new])
-    return Given(given.x, Graph.from_edge_index(ends, num_nodes=given.graph.nodes), edge)
 
 
 GRAPH_CHECKS: dict[str, Callable[[GraphProbe], Iterator[str]]] = {

@@ -3,17 +3,21 @@
 Legend: n nodes, E edges.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attlas.graph import Graph
-from attlas.layers.contract_probe import DISTURBED
+from attlas.graph import Graph, batch
+from attlas.layers.contract_probe import DISTURBED, differs
 from attlas.layers.graph_layers import GraphEntry, GraphSetting
 
-__all__ = ["EDGES", "ISOLATED", "NODES", "SILENT", "Given", "GraphProbe", "Out"]
+__all__ = [
+    "EDGES", "ISOLATED", "NODES", "SILENT", "Given", "GraphProbe", "Out", "alone", "differ", "finite",
+    "same_bits", "together", "with_edge",
+]  # fmt: skip
 
 NODES = 11
 EDGES = (
@@ -93,3 +97,52 @@ class GraphProbe:
         if not isinstance(found, Tensor):
             raise TypeError(f"it must return x alone, got {type(found).__name__}")
         return Out(found, None)
+
+
+def finite(out: Out) -> bool:
+    """Whether all of it are numbers."""
+    return all(bool(torch.isfinite(part).all()) for part in out if part is not None)
+
+
+def same_bits(found: Out, wanted: Out) -> bool:
+    """Whether both are the same numbers, to the last bit."""
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def differ(found: Out, wanted: Out, text: str) -> list[str]:
+    """`text` with the difference of nodes, and of edge states, where there is one."""
+    told = differs(found.x, wanted.x, f"{text}, nodes")
+    if found.edge is not None and wanted.edge is not None:
+        told += differs(found.edge, wanted.edge, f"{text}, edge states")
+    return told
+
+
+def together(parts: list[Given]) -> Given:
+    """One call with all graphs as a batch."""
+    edges = [part.edge for part in parts if part.edge is not None]
+    edge = torch.cat(edges) if edges else None
+    return Given(torch.cat([part.x for part in parts]), batch([part.graph for part in parts]), edge)
+
+
+def alone(probe: GraphProbe, parts: list[Given], asked: range | tuple[int, ...], where: str) -> Iterator[str]:
+    """Which of the graphs that are asked for get another output in the batch than each alone."""
+    out = probe.run(together(parts))
+    nodes = out.x.split([part.graph.nodes for part in parts])
+    sizes = [part.graph.edges for part in parts]
+    states = [None] * len(parts) if out.edge is None else out.edge.split(sizes)
+    for place in asked:
+        text = f"graph {place} ({parts[place].graph.nodes} nodes) {where} differs from the same graph alone"
+        yield from differ(Out(nodes[place], states[place]), probe.run(parts[place]), text)
+
+
+def with_edge(
+    probe: GraphProbe, given: Given, sender: int, receiver: int, features: Tensor | None = None
+) -> Given:
+    """The same with one more edge behind all others, of random features unless given."""
+    ends = torch.cat([given.graph.edge_index, torch.tensor([[sender], [receiver]])], 1)
+    new = probe.edge_features(1) if features is None else features
+    edge = None if given.edge is None or new is None else torch.cat([given.edge, new])
+    return Given(given.x, Graph.from_edge_index(ends, num_nodes=given.graph.nodes), edge)

@@ -13,11 +13,15 @@ from attlas.models.equal_size import count_parameters, equal_hidden
 from attlas.models.ffnet import FFNETS, FFNet, FFNetConfig, fused_parameters, small_ffnet
 from attlas.models.freeswim import VideoDenoiser
 from attlas.models.gmn import GMN
+from attlas.models.gps import GPSS, GPSConfig, gps_net
 from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
+from attlas.models.gt import GTS, GTConfig, graph_transformer
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
+from attlas.models.large_gt import LargeGT
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.minimal import (
     MINIMALS,
@@ -40,7 +44,10 @@ __all__ = [
     "BASEDS",
     "FFNETS",
     "GMN",
+    "GPSS",
+    "GTS",
     "HALONETS",
+    "KGAT",
     "MAXVITS",
     "MINIMALS",
     "PLDRLLM",
@@ -59,6 +66,8 @@ __all__ = [
     "EncoderDecoder",
     "FFNet",
     "FFNetConfig",
+    "GPSConfig",
+    "GTConfig",
     "GraphLayoutLM",
     "GraphNet",
     "HaloNet",
@@ -66,10 +75,12 @@ __all__ = [
     "JointDenoiser",
     "LaMambaDenoiser",
     "LaMambaUNet",
+    "LargeGT",
     "LastToken",
     "LayoutEncoder",
     "LayoutShape",
     "LearnedPositions",
+    "MatrixFactorisation",
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
@@ -95,6 +106,8 @@ __all__ = [
     "count_parameters",
     "equal_hidden",
     "fused_parameters",
+    "gps_net",
+    "graph_transformer",
     "hybrid",
     "layer_parameters",
     "overdetermination",

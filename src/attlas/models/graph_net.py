@@ -1,6 +1,7 @@
 """The net that comparisons of graph layers train: everything beside the layers stays the same."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ class GraphNet(nn.Module):
         readout: "sum" or "mean" over each graph's nodes: output (graphs, outputs); None: (n, outputs).
             The head has the widths width, width/2, width/4, outputs.
         extra: width of encodings of the nodes that are appended to the input: a linear map of them is added
-            to the embedding. Or a module with an attribute `width`: what it makes of `extra` stands beside an
-            embedding that is narrower by its width (GPS).
+            to the embedding (GT). Or a module that is called as module(extra, graph): what it makes is added,
+            or, if it has an attribute `width`, stands beside an embedding that is narrower by it (GPS).
 
     Source: the head and the sum of input and encoding of Dwivedi and Bresson 2020, arXiv 2012.09699.
     """
@@ -46,7 +47,7 @@ class GraphNet(nn.Module):
         super().__init__()
         if readout not in ("sum", "mean", None):
             raise ValueError(f"GraphNet: readout must be 'sum', 'mean' or None, got {readout!r}")
-        beside = int(extra.width) if isinstance(extra, nn.Module) else 0  # type: ignore[arg-type]
+        beside = int(getattr(extra, "width", 0))
         if beside >= width:
             raise ValueError(f"GraphNet: encodings {beside} wide leave nothing of a width of {width}")
         nodes = _embedding("node", node_kinds, node_width, width - beside)
@@ -73,14 +74,16 @@ class GraphNet(nn.Module):
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
-        extra: Tensor | None = None,
+        extra: Any = None,
+        **shared: Tensor,
     ) -> Tensor:
         """(graphs, outputs), or (n, outputs) without a readout; edge_attr: the graph's own unless given.
 
+        shared: what every layer gets besides.
         ValueError: encodings that the net was not made for, or none where it was.
         """
-        h = self._encoded(self.nodes(x), extra)
-        graph, features = graph_of("GraphNet", h, edge_index, edge_attr, batch)
+        graph, features = graph_of("GraphNet", x.view(len(x), -1), edge_index, edge_attr, batch)
+        h = self._encoded(self.nodes(x), extra, graph)
         state = None
         if self.edges is not None:
             if features is None:
@@ -89,19 +92,19 @@ class GraphNet(nn.Module):
                 )
             state = self.edges(features)
         for layer in self.layers:
-            found = layer(h, graph, state)
+            found = layer(h, graph, state, **shared)
             h, state = found if isinstance(found, tuple) else (found, state)
         if self.readout is not None:
             h = pooled(h, graph, self.readout)
         return self.head(h)
 
-    def _encoded(self, h: Tensor, extra: Tensor | None) -> Tensor:
+    def _encoded(self, h: Tensor, extra: Any, graph: Graph) -> Tensor:
         if (extra is None) != (self.extra is None):
             made, given = ("with", "got none") if extra is None else ("without", "got some")
             raise ValueError(f"GraphNet: made {made} encodings (extra=), but {given}")
         if self.extra is None:
             return h
-        found = self.extra(extra)
+        found = self.extra(extra) if isinstance(self.extra, nn.Linear) else self.extra(extra, graph)
         return torch.cat([h, found], -1) if self.beside else h + found
 
 

@@ -4,7 +4,9 @@ Shapes: a *tile* is (..., rows, keys), a list of gathered edges is (edges,). In 
 (..., rows, 1, width), the key as (..., 1, keys, width): the same elementwise text serves both forms.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,6 +56,7 @@ class Score:
 
     `tensors()` are explicit arguments of `pair` so that gradients reach them. Each broadcasts to
     (B, H, N, M, ...): an executor cuts axes of length > 1 to the tile that it computes, and nothing else.
+    `edge_tensors()` belong to the edges of a graph and follow them: `pair(..., *tensors, *edge_tensors)`.
     A logit of -inf is an absent edge.
     """
 
@@ -74,6 +77,27 @@ class Score:
     def tensors(self) -> tuple[Tensor, ...]:
         """Learned or given tensors, each broadcasting to (B, H, N, M, ...)."""
         return ()
+
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        """Tensors of a graph's edges in its own order, each (E,), (E, H) or (E, H, ...), H or 1 heads.
+
+        `pair` gets them of its pairs as (1, H or 1, pairs, ...), pairs being (edges,) or (rows, keys); for
+        pairs that are no edge they hold those of some edge. A score that has any needs a Graph as the
+        pattern.
+        """
+        return ()
+
+    def split(self, tensors: Sequence[Tensor], *parts: "Score") -> list[tuple[Tensor, ...]]:
+        """The arguments `tensors` of this score's `pair` as those of the scores that it is made of.
+
+        Own tensors come first; then those of `parts`, then the edge tensors of `parts`, both in order.
+        """
+        plain = [len(part.tensors()) for part in parts]
+        along = [len(part.edge_tensors()) for part in parts]
+        ends = list(accumulate([len(tensors) - sum(plain) - sum(along), *plain, *along], initial=0))
+        cuts = [tuple(tensors[a:b]) for a, b in pairwise(ends)]
+        count = len(parts)
+        return [cuts[0], *(cuts[1 + at] + cuts[1 + count + at] for at in range(count))]
 
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         """Logit, value and new edge state of the pairs; see the module's legend for shapes."""
@@ -118,10 +142,13 @@ class ScoreSum(Score):
     def tensors(self) -> tuple[Tensor, ...]:
         return self.first.tensors() + self.second.tensors()
 
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.first.edge_tensors() + self.second.edge_tensors()
+
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
-        cut = len(self.first.tensors())
-        one = self.first.pair(query, key, value, edge, *tensors[:cut])
-        two = self.second.pair(query, key, value, edge, *tensors[cut:])
+        _, to_first, to_second = self.split(tensors, self.first, self.second)
+        one = self.first.pair(query, key, value, edge, *to_first)
+        two = self.second.pair(query, key, value, edge, *to_second)
         if one.value is not value and two.value is not value:
             raise ValueError(f"score {self.name}: both terms change the value; only one term of a sum may")
         if one.state is not None and two.state is not None:
@@ -176,6 +203,9 @@ class Clamped(Score):
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.inner.tensors()
+
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.edge_tensors()
 
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         result = self.inner.pair(query, key, value, edge, *tensors)

@@ -66,7 +66,7 @@ class EdgeBias(Score):
         if values.shape[3] == 1:
             return Lowering(query[..., :0], key[..., :0], 1.0, values.squeeze(3))
         column = values.transpose(-1, -2).expand(key.shape[0], key.shape[1], key.shape[2], 1)
-        largest = float(values.detach().abs().max())
+        largest = float(values.detach().abs().max()) if values.numel() else 0.0  # a call without keys
         return Lowering(torch.ones_like(query[..., :1]), column, 1.0, None, largest, 1)
 
 
@@ -163,6 +163,9 @@ class ScaledScore(Score):
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self._factor, *self.inner.tensors())
+
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.edge_tensors()
 
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         result = self.inner.pair(query, key, value, edge, *tensors[1:])

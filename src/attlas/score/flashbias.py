@@ -136,6 +136,9 @@ class Modulated(Score):
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.factor.tensors(), *self.inner.tensors())
 
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.edge_tensors()
+
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         factor = self.factor.pair(query, key, value, edge, *tensors[:2]).logit
         result = self.inner.pair(query, key, value, edge, *tensors[2:])

@@ -64,6 +64,9 @@ class PLaplacian(Score):
         shift = () if self.lse is None else (self.lse,)
         return self.p.reshape(1, 1, 1, 1), *shift, *self.inner.tensors()
 
+    def edge_tensors(self) -> tuple[Tensor, ...]:
+        return self.inner.edge_tensors()
+
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         p, *rest = tensors
         shift = rest.pop(0) if self.lse is not None else None

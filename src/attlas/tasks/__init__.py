@@ -4,6 +4,7 @@ from attlas.tasks.bytes import ByteText, byte_text
 from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.far_nodes import NodeTask, digit_neighbours, distant_hubs, ring_transfer, two_cliques
+from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -27,9 +28,12 @@ from attlas.tasks.molecules import (
     shuffled,
     solubility,
 )
+from attlas.tasks.movielens_kg import MovieLensKG, collaborative_graph, movielens_kg
 from attlas.tasks.mqar import UNASKED, Recall, mqar
 from attlas.tasks.needles import LongItem, Question, build_items
+from attlas.tasks.pattern_sbm import PatternGraph, pattern_sbm
 from attlas.tasks.prompts import encode, prompt_pieces
+from attlas.tasks.ranking import filtered_ranks, rank_summary, recall_and_ndcg
 from attlas.tasks.scoring import ItemScore, QuestionScore, score_item, score_items, summarise
 from attlas.tasks.sequences import (
     ASK_KEY,
@@ -56,6 +60,7 @@ __all__ = [
     "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
+    "PATH_CLASSES",
     "RELATIONS",
     "SERIES",
     "SHOW_KEY",
@@ -64,6 +69,7 @@ __all__ = [
     "UNKNOWN",
     "WORDINGS",
     "ByteText",
+    "FlaggedPaths",
     "Forecasts",
     "Glosses",
     "ItemScore",
@@ -72,9 +78,11 @@ __all__ = [
     "LongItem",
     "Molecule",
     "MoleculeBatch",
+    "MovieLensKG",
     "NodeTask",
     "Passage",
     "Passages",
+    "PatternGraph",
     "Question",
     "QuestionScore",
     "Recall",
@@ -84,6 +92,7 @@ __all__ = [
     "Wording",
     "build_items",
     "byte_text",
+    "collaborative_graph",
     "copying",
     "debian_packages",
     "digit_neighbours",
@@ -91,6 +100,8 @@ __all__ = [
     "digits_on_canvas",
     "distant_hubs",
     "encode",
+    "filtered_ranks",
+    "flagged_paths",
     "forecasts",
     "glosses",
     "hashed_words",
@@ -100,12 +111,16 @@ __all__ = [
     "losses_at_lengths",
     "molecule_batches",
     "molecules_together",
+    "movielens_kg",
     "mqar",
     "passkey",
+    "pattern_sbm",
     "photo_crops",
     "photos",
     "prompt_pieces",
+    "rank_summary",
     "read_sdf",
+    "recall_and_ndcg",
     "ring_transfer",
     "score_item",
     "score_items",

@@ -52,10 +52,10 @@ def debian_packages(place: str | os.PathLike[str] | None = None, *, width: int =
     """Packages, edges from a package to each that it names in a relation, features of the short description.
 
     Every alternative of a relation (`a | b`) is an edge of its own; the name of a virtual package stands for
-    all that provide it; names that no list holds are left out. Edge types: RELATIONS. x (n, width): hashed bag
-    of the description's words; name and section are not in it. Label: the section without its archive area
-    (contrib/games is games). Of a package in several lists the first counts, files in order of their names.
-    Nodes stand in the order of their names.
+    all that provide it; names that no list holds are left out. Edge types: RELATIONS. x (n, width): hashed
+    bag of the description's words; name and section are not in it. Label: the section without its archive
+    area (contrib/games is games). Of a package in several lists the first counts, files in order of their
+    names. Nodes stand in the order of their names.
 
     place: a Packages file (plain, .gz, .xz, .bz2, .lz4) or a folder of them, apt's own lists by default.
     UsageError: there are none (run `apt-get update`), or a file is none.

@@ -30,7 +30,7 @@ class LabelledGraph:
     nodes: tuple[str, ...]
 
     def split(self, *counts: int, seed: int) -> tuple[Tensor, ...]:
-        """Disjoint sets of nodes, drawn by `seed`, of these sizes: `train, test = data.split(2000, 1000, seed=0)`.
+        """Disjoint sets of nodes of these sizes, drawn by `seed`: `train, test = data.split(90, 10, seed=0)`.
 
         ValueError: fewer nodes than asked for.
         """

@@ -40,8 +40,8 @@ def wordnet_folder() -> Path:
     absent = [f"data.{part}" for part in WORDNET_PARTS if not (folder / f"data.{part}").is_file()]
     if absent:
         raise UsageError(
-            f"WordNet is not there: {folder} lacks {', '.join(absent)}; install Debian's package wordnet-base "
-            f"(apt-get install wordnet-base), or set {WORDNET_VARIABLE} to a folder that holds them"
+            f"WordNet is not there: {folder} lacks {', '.join(absent)}; install Debian's package "
+            f"wordnet-base (apt-get install wordnet-base), or set {WORDNET_VARIABLE} to a folder with them"
         )
     return folder
 
@@ -64,7 +64,9 @@ def wordnet_graph(*, width: int = 300) -> LabelledGraph:
 @cache
 def _read(folder: Path) -> tuple[Graph, tuple[str, ...], Tensor, tuple[str, ...], tuple[str, ...]]:
     number: dict[str, int] = {}  # "n00001740" -> node
-    glosses, labels, nodes = [], [], []
+    glosses: list[str] = []
+    labels: list[int] = []
+    nodes: list[str] = []
     ends: list[tuple[int, str]] = []
     symbols: list[str] = []
     for part, letter in WORDNET_PARTS.items():
@@ -79,8 +81,8 @@ def _read(folder: Path) -> tuple[Graph, tuple[str, ...], Tensor, tuple[str, ...]
                 label, bar = -1, ""
             if not bar or not 0 <= label < len(LEXICOGRAPHER_FILES):
                 raise UsageError(
-                    f"line {line_number} of {file} is no synset of WordNet (offset, file number 00 to 44, ..., "
-                    f"| gloss): {line[:60]!r}; give the files of WordNet 3.0 or 3.1"
+                    f"line {line_number} of {file} is no synset of WordNet (offset, file number 00 to 44, "
+                    f"..., | gloss): {line[:60]!r}; give the files of WordNet 3.0 or 3.1"
                 )
             node = number[letter + offset] = len(nodes)
             nodes.append(word)
@@ -126,7 +128,7 @@ def _graph(number: dict[str, int], ends: list[tuple[int, str]], symbols: list[st
     absent = next((target for _, target in ends if target not in number), None)
     if absent is not None:
         raise UsageError(
-            f"a pointer leads to synset {absent!r}, which no file in {folder} holds: the four data files must "
+            f"a pointer leads to synset {absent!r}, which no file in {folder} holds: the data files must "
             "be of one version of WordNet"
         )
     kind = {name: place for place, name in enumerate(_kinds(symbols))}
