@@ -119,7 +119,7 @@ def _edges(
     return found["out"], found["lse"], states
 
 
-def _state_shape(query: Tensor, senders: Tensor, state: bool) -> tuple[int, ...]:
+def _state_shape(query: Tensor, senders: Tensor, state: bool) -> tuple[Any, ...]:
     return (senders.numel(), *query.shape[2:]) if state else (0,)
 
 
