@@ -184,3 +184,10 @@ def test_it_leaves_the_random_state_alone():
     before = torch.random.get_rng_state()
     check_graph_layer(wrong.Right, reach=1, checks=("shape",))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_layer_that_takes_edges_both_ways_says_so():
+    entry = GraphEntry("both", wrong.SendsBack, reach=1, both_ways=True)
+    assert check_graph_layer(entry, checks=("reach",)) == []
+    (finding,) = check_graph_layer(GraphEntry("one", wrong.SendsBack, reach=1), checks=("reach",))
+    assert finding.text.startswith("node 1 of the path 0 -> 1 -> ... changes the output of 0")

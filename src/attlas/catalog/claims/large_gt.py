@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -15,7 +15,7 @@ from attlas.catalog.claim import Claim, Step, Values, Verdict, remember, spread
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from attlas.graph import Sampled
+    from attlas.graph import Graph, NeighbourLoader, Sampled
     from attlas.layers import HopTokens
     from attlas.tasks import LabelledGraph
 
@@ -44,9 +44,10 @@ SETTINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The task, tokens and positions of all nodes, and what they took (CPU seconds)."""
+    """The task, its edges in both directions, tokens and positions of all nodes, and their CPU seconds."""
 
     task: LabelledGraph
+    both: Graph
     tokens: HopTokens
     positions: Tensor
     seconds: float
@@ -55,7 +56,7 @@ class Data:
 @cache
 def data(seed: int) -> Data:
     """WordNet, sampled and averaged once."""
-    from attlas.graph import prone
+    from attlas.graph import prone, undirected
     from attlas.layers import HopTokens
     from attlas.tasks import wordnet_graph
 
@@ -63,7 +64,8 @@ def data(seed: int) -> Data:
     start = time.process_time()
     tokens = HopTokens(task.graph, task.x, SAMPLES, seed=seed)
     positions = prone(task.graph, POSITION, seed=seed)
-    return Data(task, tokens, positions, time.process_time() - start)
+    seconds = time.process_time() - start
+    return Data(task, undirected(task.graph)[0], tokens, positions, seconds)
 
 
 def batches(nodes: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
@@ -149,17 +151,11 @@ def sage(whole: Data, seed: int) -> nn.Module:
     return Net()
 
 
-def loader(whole: Data, nodes: Tensor, seed: int, shuffle: bool) -> Any:
-    from attlas.graph import NeighbourLoader, undirected
+def loader(whole: Data, nodes: Tensor, seed: int, shuffle: bool) -> NeighbourLoader:
+    """Batches of nodes, each with four sampled hops around it."""
+    from attlas.graph import NeighbourLoader
 
-    return NeighbourLoader(_both(undirected, whole), nodes, FANOUTS, batch=BATCH, shuffle=shuffle, seed=seed)
-
-
-def _both(undirected: Callable[..., Any], whole: Data) -> Any:
-    kept = whole.task.graph.__dict__
-    if "_both_ways" not in kept:
-        kept["_both_ways"] = undirected(whole.task.graph.replace(edge_type=None))[0]
-    return kept["_both_ways"]
+    return NeighbourLoader(whole.both, nodes, FANOUTS, batch=BATCH, shuffle=shuffle, seed=seed)
 
 
 def samples(whole: Data, train: Tensor, steps: int, seed: int) -> Iterator[Sampled]:
