@@ -89,7 +89,9 @@ def _run(make: Callable[[Request], EdgeScore | None]) -> Callable[[Request], Res
             raise ValueError(f"edge: no compiled form of {request.score.name}")
         graph = request.pattern.graph  # type: ignore[union-attr]
         state = request.return_edge
-        out, lse, states = edge_attention(request.query, request.key, request.value, graph, score, state=state)
+        out, lse, states = edge_attention(
+            request.query, request.key, request.value, graph, score, state=state
+        )
         return Result(out, lse, edge=states)
 
     return run

@@ -92,13 +92,19 @@ def _sum(weights, columns, count, base, stride, places, out, element):
         of, begin = columns[term, 0].ctypes.data, columns[term, 1].ctypes.data
         at = 0
         while at + 8 <= total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 8, element
+            )
             at += 8
         while at + 2 <= total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 2, element
+            )
             at += 2
         if at < total:
-            weighted(numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element)
+            weighted(
+                numbers, of + 8 * at, count, base, begin + 8 * at, stride, rows, out + size * at, 1, element
+            )
 
 
 @jit
@@ -358,7 +364,9 @@ def backward_senders(call, element):
 @no_type_check
 def _send_back(call, b, j, ends, grads, scratch, element):
     """The gradients (G, D), (G, V) of one key and value, over some of its edges."""
-    places, own, logits, slopes, bends, own_at, query_at, value_at, grad_at, columns, carried_columns = scratch
+    places, own, logits, slopes, bends, own_at, query_at, value_at, grad_at, columns, carried_columns = (
+        scratch
+    )
     grad_key, grad_value = grads
     size, group = own.itemsize, call.heads // call.kv_heads
     query = call.query + b * call.query_batch

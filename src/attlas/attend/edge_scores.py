@@ -242,7 +242,10 @@ def product_receivers(call, own, key, key_at, places, first, count, slopes, grad
     element, width = own[0], call.width
     shape = (call.edges, call.heads, width)
     order = carray(pointer(call.order, np.int64(0)), call.edges)
-    edge, grad_edge = carray(pointer(call.edge, element), shape), carray(pointer(call.grad_edge, element), shape)
+    edge, grad_edge = (
+        carray(pointer(call.edge, element), shape),
+        carray(pointer(call.grad_edge, element), shape),
+    )
     grad_state = carray(pointer(call.grad_state, element), shape)
     scale = like(call.scale, element)
     for e in range(count):
@@ -268,7 +271,10 @@ def product_senders(call, query, places, first, count, slopes, grad_key):
     element, width = slopes[0, 0], call.width
     shape = (call.edges, call.heads, width)
     order = carray(pointer(call.order, np.int64(0)), call.edges)
-    edge, grad_state = carray(pointer(call.edge, element), shape), carray(pointer(call.grad_state, element), shape)
+    edge, grad_state = (
+        carray(pointer(call.edge, element), shape),
+        carray(pointer(call.grad_state, element), shape),
+    )
     group = call.heads // call.kv_heads
     scale = like(call.scale, element)
     for e in range(count):

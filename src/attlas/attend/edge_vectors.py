@@ -203,7 +203,14 @@ def weigh(typingctx, logits, slopes, count, less, delta):
         logits, slopes, count, less, delta = args
         shift, lower = splat(builder, less), splat(builder, delta)
         with loop(builder, count, LANES) as (e, _):
-            _weigh(builder, kind, plus(builder, logits, e, kind.size), plus(builder, slopes, e, kind.size), shift, lower)
+            _weigh(
+                builder,
+                kind,
+                plus(builder, logits, e, kind.size),
+                plus(builder, slopes, e, kind.size),
+                shift,
+                lower,
+            )
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, less, less), code
@@ -224,7 +231,14 @@ def weigh_each(typingctx, logits, slopes, count, places, ends, stride, apart, el
                 shift = builder.insert_element(shift, load(builder, at, kind.one), INT(lane))
                 one = load(builder, builder.add(at, apart), kind.one)
                 lower = builder.insert_element(lower, one, INT(lane))
-            _weigh(builder, kind, plus(builder, logits, e, kind.size), plus(builder, slopes, e, kind.size), shift, lower)
+            _weigh(
+                builder,
+                kind,
+                plus(builder, logits, e, kind.size),
+                plus(builder, slopes, e, kind.size),
+                shift,
+                lower,
+            )
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7, element), code
