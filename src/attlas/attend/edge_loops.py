@@ -1,9 +1,8 @@
-"""Loops over the edges of a graph, compiled by `numba`: softmax attention, forward and backward.
+"""Loops over the edges of a graph, compiled by `numba`: softmax attention, forward; and what is compiled.
 
-A unit of work is a run of receivers (or senders) with about as many edges as any other, or a part of the edges
-of one node that has more; one thread does it in one order, so that nothing depends on the number of threads. A
-node's edges are taken BLOCK at a time, all heads at once. Exponents are of two.
-Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
+A unit of work is a run of receivers (or senders) with about as many edges as any other, or a part of the
+edges of one node that has more; one thread does it in one order: nothing depends on the number of threads.
+A node's edges are taken BLOCK at a time, all heads at once. Exponents are of two. Legend: as in `edge_call`.
 """
 
 import math
@@ -12,45 +11,30 @@ from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
-from attlas.attend import decode_ir, decode_vectors, edge_scores, edge_vectors
-from attlas.attend.decode_ir import LANES
+from attlas.attend import (
+    decode_ir,
+    decode_vectors,
+    edge_backward,
+    edge_call,
+    edge_powers,
+    edge_products,
+    edge_rounds,
+    edge_scores,
+    edge_vectors,
+)
 from attlas.attend.decode_vectors import pointer, ticket
-from attlas.attend.edge_scores import (
-    ADDITIVE,
-    BLOCK,
-    CALL,
-    DOT,
-    LN2,
-    LOG2E,
-    PRODUCT,
-    ROW,
-    bend,
-    bend_with_slopes,
-    jit,
-    like,
-    listed,
-    product_receivers,
-    product_senders,
-    raw_logits,
-    scaled,
-)
-from attlas.attend.edge_vectors import (
-    AHEAD,
-    inner,
-    largest,
-    powers,
-    products,
-    times,
-    weigh,
-    weigh_each,
-    weighted,
-)
+from attlas.attend.edge_backward import backward_receivers, backward_senders
+from attlas.attend.edge_call import BLOCK, CALL, LANES, ROW
+from attlas.attend.edge_powers import largest, powers, times
+from attlas.attend.edge_rounds import LN2, jit, like, listed, own_factor, scaled, scratch_of, summed, zero
+from attlas.attend.edge_scores import bend, raw_logits
 from attlas.attend.team import address_of, digest
 
 __all__ = ["compiled"]
 
+<<<<<<< HEAD
 _loose = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
@@ -114,6 +98,12 @@ def _own_factor(call):
     if call.form == DOT:
         return call.scale * LOG2E
     return call.scale if call.form == PRODUCT else 1.0
+=======
+_TEXTS = (
+    *(decode_ir, decode_vectors, edge_backward, edge_call, edge_powers, edge_products, edge_rounds),
+    *(edge_scores, edge_vectors),
+)
+>>>>>>> main
 
 
 @jit
@@ -122,164 +112,64 @@ def forward(call, element):
     """Take units of receivers until none is left: out, lse and states."""
     units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
     first = carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)
-    rows, parts = (call.batch, call.receivers, call.heads), (call.batch, call.slots, call.heads)
-    lse, part_lse = carray(pointer(call.lse, element), rows), carray(pointer(call.part_lse, element), parts)
-    out = carray(pointer(call.out, element), (*rows, call.value_width))
-    part_out = carray(pointer(call.part_out, element), (*parts, call.value_width))
-    group, size = call.heads // call.kv_heads, lse.itemsize
-    scratch = (
-        np.empty(BLOCK + AHEAD, np.int64),
-        np.empty(call.heads * call.width, lse.dtype),
-        np.empty((call.heads, ROW), lse.dtype),
-        np.empty((2, call.heads), lse.dtype),
-        _head_at(call.heads, 1, call.width * size),
-        _head_at(call.heads, group, call.width * size),
-        _columns(call.heads, 1, group, call.value_width, size),
-    )
+    size = carray(pointer(call.lse, element), 1).itemsize
+    scratch = scratch_of(call, size)
     while True:
         unit = ticket(call.counter)
         if unit >= call.batch * call.count:
             break
         b, unit = unit // call.count, unit % call.count
-        slot = units[unit, 4]
+        slot, node = units[unit, 4], units[unit, 0]
         if slot >= 0:
-            ends = units[unit, 2], units[unit, 3]
-            _receive(call, b, units[unit, 0], ends, part_out[b, slot], part_lse[b, slot], scratch, element)
+            at = (b * call.slots + slot) * call.heads * size
+            out, lse = call.part_out + at * call.value_width, call.part_lse + at
+            _receive(call, b, node, units[unit, 2], units[unit, 3], out, lse, scratch, size, element)
             continue
-        for i in range(units[unit, 0], units[unit, 1]):
+        for i in range(node, units[unit, 1]):
             if first[i + 1] - first[i] <= call.huge:
-                _receive(call, b, i, (first[i], first[i + 1]), out[b, i], lse[b, i], scratch, element)
+                at = (b * call.receivers + i) * call.heads * size
+                out, lse = call.out + at * call.value_width, call.lse + at
+                _receive(call, b, i, first[i], first[i + 1], out, lse, scratch, size, element)
 
 
 @jit
 @no_type_check
-def _receive(call, b, i, ends, out, lse, scratch, element):
-    """out (H, V) and lse (H,) of a receiver, over some of its edges."""
-    places, own, logits, running, own_at, key_at, columns = scratch
-    tops, totals = running[0], running[1]
-    size, key, carried = own.itemsize, call.key + b * call.key_batch, call.value_width // LANES
-    out[:] = 0
-    tops[:] = -np.inf
-    totals[:] = 0
+def _receive(call, b, i, begin, end, out, lse, scratch, size, element):
+    """out (H, V) and lse (H,) of a receiver, over its edges begin .. end."""
+    places, own, logits, slopes, _ = scratch
+    tops, totals = carray(pointer(lse, element), call.heads), carray(pointer(slopes, element), call.heads)
+    key, value = call.key + b * call.key_batch, call.value + b * call.value_batch
+    carried, step = call.value_width // LANES, call.value_width * size
+    zero(out, call.heads * call.value_width, element)
+    for h in range(call.heads):
+        tops[h], totals[h] = -np.inf, 0
     address = call.query + b * call.query_batch + i * call.query_node
-    scaled(address, call.heads * call.width, _own_factor(call), own)
-    for begin in range(ends[0], ends[1], BLOCK):
-        count = min(BLOCK, ends[1] - begin)
-        listed(call, begin, count, places)
+    scaled(address, call.heads * call.width, own_factor(call), own, element)
+    for at in range(begin, end, BLOCK):
+        count = min(BLOCK, end - at)
+        listed(call, at, count, places)
         length = call.kv_heads * call.width * size
-        raw_logits(call, own, own_at, key, key_at, call.key_node, length, places, begin, count, logits)
+        raw_logits(call, own, key, call.key_node, length, places, at, count, logits, size, element)
         for h in range(call.heads):
-            bend(call, logits[h], count)
-            top = largest(logits[h].ctypes.data, count, element)
+            row = logits + h * ROW * size
+            bend(call, row, count, element)
+            top = largest(row, count, element)
             if not top <= tops[h]:  # also where it is no number
                 if totals[h] != 0:
                     factor = like(2.0 ** (tops[h] - top), element)
                     totals[h] *= factor
-                    times(out[h].ctypes.data, carried, factor)
+                    times(out + h * step, carried, factor)
                 tops[h] = top
             if tops[h] == -np.inf:
-                logits[h, :count] = 0
+                zero(row, count, element)
             else:
-                totals[h] += powers(logits[h].ctypes.data, count, tops[h])
-        value = call.value + b * call.value_batch
-        _sum(logits, columns, count, value, call.value_node, places, out.ctypes.data, element)
-    for h in range(call.heads):
-        if tops[h] == -np.inf:
-            lse[h] = -np.inf
-        else:
-            lse[h] = (tops[h] + math.log2(totals[h])) * LN2
-            times(out[h].ctypes.data, carried, like(1 / totals[h], element))
-
-
-@jit
-@no_type_check
-def backward_receivers(call, element):
-    """Take units of receivers until none is left: the gradients of queries, biases and edges, and delta."""
-    units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
-    first = carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)
-    rows, parts = (call.batch, call.receivers, call.heads), (call.batch, call.slots, call.heads)
-    grad_query = carray(pointer(call.grad_query, element), (*rows, call.width))
-    part_query = carray(pointer(call.part_query, element), (*parts, call.width))
-    group, size = call.heads // call.kv_heads, grad_query.itemsize
-    scratch = (
-        np.empty(BLOCK + AHEAD, np.int64),
-        np.empty(call.heads * call.width, grad_query.dtype),
-        np.empty((call.heads, ROW), grad_query.dtype),
-        np.empty((call.heads, ROW), grad_query.dtype),
-        np.empty(ROW, grad_query.dtype),
-        _head_at(call.heads, 1, call.width * size),
-        _head_at(call.heads, group, call.width * size),
-        _head_at(call.heads, 1, call.value_width * size),
-        _head_at(call.heads, group, call.value_width * size),
-        _columns(call.heads, 1, group, call.width, size),
-    )
-    while True:
-        unit = ticket(call.counter)
-        if unit >= call.batch * call.count:
-            break
-        b, unit = unit // call.count, unit % call.count
-        slot = units[unit, 4]
-        if slot >= 0:
-            ends = units[unit, 2], units[unit, 3]
-            _receive_back(call, b, units[unit, 0], ends, part_query[b, slot], scratch, element)
-            continue
-        for i in range(units[unit, 0], units[unit, 1]):
-            if first[i + 1] - first[i] <= call.huge:
-                _receive_back(call, b, i, (first[i], first[i + 1]), grad_query[b, i], scratch, element)
-
-
-@jit
-@no_type_check
-def _receive_back(call, b, i, edges, grad, scratch, element):
-    """grad (H, D): the gradient of one query, over some of its edges; those of the edges and delta beside."""
-    places, own, logits, slopes, bends, own_at, key_at, out_at, value_at, columns = scratch
-    size, key, value = own.itemsize, call.key + b * call.key_batch, call.value + b * call.value_batch
-    at = (b * call.receivers + i) * call.heads
-    ends = carray(pointer(call.ends + 2 * at * size, element), (2, call.heads))
-    bent = call.form == ADDITIVE or call.limited
-    grad[:] = 0
-    _write_ends(call, at, ends, element)
-    address = call.query + b * call.query_batch + i * call.query_node
-    scaled(address, call.heads * call.width, _own_factor(call), own)
-    for begin in range(edges[0], edges[1], BLOCK):
-        count = min(BLOCK, edges[1] - begin)
-        listed(call, begin, count, places)
-        length = call.kv_heads * call.width * size
-        raw_logits(call, own, own_at, key, key_at, call.key_node, length, places, begin, count, logits)
-        length = call.kv_heads * call.value_width * size
-        products(
-            call.grad_out + at * call.value_width * size, out_at.ctypes.data, value, value_at.ctypes.data,
-            call.heads, call.value_width // LANES, call.value_node, length, places.ctypes.data, count,
-            slopes.ctypes.data, ROW * size, element,
+                totals[h] += powers(row, count, tops[h])
+        summed(
+            call, logits, call.value_columns, call.value_width, call.heads, count, value, call.value_node,
+            places, out, size, element,
         )  # fmt: skip
-        for h in range(call.heads):
-            if bent:
-                bend_with_slopes(call, logits[h], bends, count)
-            weigh(logits[h].ctypes.data, slopes[h].ctypes.data, count, ends[0, h], ends[1, h])
-            if bent:
-                _multiplied(slopes[h], bends, count)
-        if call.grad_bias:
-            _bias_gradient(call, begin, count, slopes)
-        if call.form == DOT:
-            _sum(slopes, columns, count, key, call.key_node, places, grad.ctypes.data, element)
-        elif call.form == ADDITIVE:
-            for h in range(call.heads):
-                grad[h, 0] += _total(slopes[h], count)
-        else:
-            scaled(address, call.heads * call.width, 1.0, own)
-            product_receivers(call, own, key, key_at, places, begin, count, slopes, grad)
-            scaled(address, call.heads * call.width, call.scale, own)
-    if call.form == DOT:
-        times(grad.ctypes.data, call.heads * call.width // LANES, like(call.scale, element))
-
-
-@jit
-@no_type_check
-def _write_ends(call, at, ends, element):
-    """The ends of a receiver."""
-    size, vectors = ends.itemsize, call.value_width // LANES
-    lse = carray(pointer(call.lse + at * size, element), call.heads)
     for h in range(call.heads):
+<<<<<<< HEAD
         row = (at + h) * call.value_width * size
         ends[0, h] = np.inf if lse[h] == -np.inf else lse[h] * LOG2E
         ends[1, h] = inner(call.out + row, call.grad_out + row, vectors, element)
@@ -409,6 +299,11 @@ def _send_back(call, b, j, ends, grads, scratch, element):
             product_senders(call, query, places, begin, count, slopes, grad_key)
     if call.form == DOT:
         times(grad_key.ctypes.data, call.kv_heads * call.width // LANES, like(call.scale, element))
+=======
+        if tops[h] > -np.inf or tops[h] != tops[h]:
+            tops[h] = (tops[h] + math.log2(totals[h])) * LN2
+            times(out + h * step, carried, like(1 / totals[h], element))
+>>>>>>> main
 
 
 def _entries(source: str) -> dict[tuple[str, bool], Callable[[Any], None]]:
@@ -459,5 +354,5 @@ def compiled(what: str, double: bool) -> int:
 
     what: "forward", "receivers" or "senders" (the two backward passes); double: float64, else float32.
     """
-    source = digest(decode_ir, decode_vectors, edge_scores, edge_vectors, sys.modules[__name__])
+    source = digest(*_TEXTS, sys.modules[__name__])
     return address_of(_entries(source)[what, double], CALL)

@@ -92,7 +92,7 @@ def encode(
     Row i is node i; the names of an edge list's nodes stand in the file beside the numbers.
     """
     from attlas.graph.encode import encode as encoded
-    from attlas.graph.encode import parse_encodings
+    from attlas.graph.encode import parse_encodings, refuse_pairs
     from attlas.train.node_files import GraphFile
 
     asked = parse_encodings(encoding)
@@ -106,6 +106,8 @@ def encode(
     read = GraphFile(file, **options).read()
     if read.graph.bipartite:
         raise UsageError(f"{file} has senders and receivers of two kinds: encodings need one kind of nodes")
+    for one in asked:
+        refuse_pairs(read.graph, one, force)
     tensors: dict[str, Any] = {}
     with Bars() as progress:
         for one in asked:

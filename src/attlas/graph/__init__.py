@@ -42,6 +42,7 @@ from attlas.graph.motif import Motif, clique, cycle, motifs, path
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.polynomials import homomorphisms, motif_features
+from attlas.graph.prone import prone
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.subgraph_counts import injective, subgraph_counts
@@ -94,6 +95,7 @@ __all__ = [
     "neighbour_sum",
     "pairs_of",
     "path",
+    "prone",
     "ragged",
     "random_walk_diagonals",
     "read_edges",

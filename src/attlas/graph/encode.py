@@ -16,7 +16,7 @@ from attlas.graph.encodings import (
 )
 from attlas.graph.graph import Graph
 
-__all__ = ["ENCODINGS", "Encoding", "encode", "parse_encodings"]
+__all__ = ["ENCODINGS", "Encoding", "encode", "parse_encodings", "refuse_pairs"]
 
 
 class Encoding(NamedTuple):
@@ -102,12 +102,16 @@ def encode(graph: Graph, encoding: Encoding, *, large: bool = False) -> dict[str
     laplacian comes with laplacian_values; paths are (pairs,) int64. Node numbers of graphs of a batch are
     those of the batch. UsageError: all pairs of more than 10,000 nodes without `large`.
     """
-    kind = ENCODINGS[encoding.name]
+    refuse_pairs(graph, encoding, large)
+    return ENCODINGS[encoding.name].make(graph, encoding.size, large)
+
+
+def refuse_pairs(graph: Graph, encoding: Encoding, large: bool) -> None:
+    """UsageError where an encoding goes through all pairs of too large a graph and nobody asked for it."""
     sizes = [graph.nodes] if graph.pointer is None else graph.pointer.diff().tolist()
     most = max(sizes, default=0)
-    if kind.pairs and most > LARGE and not large:
+    if ENCODINGS[encoding.name].pairs and most > LARGE and not large:
         raise UsageError(
             f"{encoding.name} of a graph of {most:,} nodes goes through {most**2:,} pairs; give --force "
             f"(large=True) to compute it all the same (the limit is {LARGE:,} nodes)"
         )
-    return kind.make(graph, encoding.size, large)

@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -49,6 +50,7 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
+from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_encoders import (
     DegreeEncoder,
@@ -76,6 +78,7 @@ from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStrea
 from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -167,6 +170,7 @@ __all__ = [
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveGraphAttention",
     "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
@@ -186,6 +190,7 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
@@ -193,8 +198,10 @@ __all__ = [
     "Deduced",
     "DegreeEncoder",
     "DependencyBlock",
+    "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
     "EigenDeepSet",
     "EigenTransformer",
     "FavorAttention",
@@ -226,6 +233,7 @@ __all__ = [
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
     "KGATLayer",
     "KernelMix",
@@ -276,6 +284,7 @@ __all__ = [
     "Reweaving",
     "RoleEncoder",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -300,6 +309,7 @@ __all__ = [
     "TaylorAttention",
     "TiledLayer",
     "Together",
+    "TokenAttention",
     "TokenFeedForward",
     "TopAttention",
     "TransNormerBlock",
@@ -318,6 +328,7 @@ __all__ = [
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",

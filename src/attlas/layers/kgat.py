@@ -273,4 +273,5 @@ def _make(setting: GraphSetting) -> nn.Module:
     return KGATLayer(setting.width, setting.width, setting.edge_types or 1)
 
 
-register_graph_layer(GraphEntry("kgat", _make, edges="types", reach=1))
+ALONE = "its attention is trained by the objective of relations, and constant in that of the messages"
+register_graph_layer(GraphEntry("kgat", _make, edges="types", reach=1, excused={"gradient": ALONE}))

@@ -15,12 +15,14 @@ from attlas._common.files import write_atomic
 
 __all__ = ["load_checkpoint", "load_tensors", "save_checkpoint", "save_tensors"]
 
-SCHEMA, VERSION = "attlas.checkpoint", "1"
+SCHEMA, VERSION = "attlas.checkpoint", 1
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], facts: Any) -> Path:
     """Write tensors and facts (JSON) atomically."""
-    header = {"schema": SCHEMA, "version": VERSION, "facts": json.dumps(facts, sort_keys=True)}
+    said = {"schema": SCHEMA, "version": VERSION, "facts": facts}
+    # One entry: safetensors writes several in no fixed order, and equal runs shall have equal files.
+    header = {"attlas": json.dumps(said, sort_keys=True)}
     return write_atomic(
         path, save({name: one.detach().contiguous() for name, one in tensors.items()}, metadata=header)
     )
@@ -36,12 +38,13 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         raise UsageError(f"{path} does not exist; check the folder of the run") from None
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} is damaged ({error}); begin the run again (--fresh)") from error
-    if header.get("schema") != SCHEMA or header.get("version") != VERSION:
+    said = json.loads(header.get("attlas", "{}"))
+    if said.get("schema") != SCHEMA or said.get("version") != VERSION:
         raise UsageError(
-            f"{path} is not a file of schema {SCHEMA!r} version {VERSION}: found {header.get('schema')!r} "
-            f"{header.get('version')!r}; upgrade Attlas, or begin the run again (--fresh)"
+            f"{path} is not a file of schema {SCHEMA!r} version {VERSION}: found {said.get('schema')!r} "
+            f"{said.get('version')!r}; upgrade Attlas, or begin the run again (--fresh)"
         )
-    return tensors, json.loads(header["facts"])
+    return tensors, said["facts"]
 
 
 def save_checkpoint(

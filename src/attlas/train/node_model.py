@@ -4,7 +4,7 @@ Legend: n nodes, E edges, F features, K columns of encodings.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from attlas.models.graph_net import GraphNet
 
 __all__ = ["NodeInputs", "NodeModel", "NodeSettings", "node_inputs"]
 
-Task = Literal["classification", "regression"]
 SIGNED = "laplacian"  # its columns' signs are arbitrary
 
 
@@ -31,7 +30,7 @@ class NodeSettings:
     """
 
     model: str = "gin"
-    task: Task = "classification"
+    task: str = "classification"
     depth: int = 2
     width: int = 64
     heads: int = 4

@@ -3,6 +3,7 @@
 Everything random in a step comes from (seed, step): nothing but the step's number has to be kept.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def train_nodes(
         return loss.item()
 
     trainer = Engine(update)
+    trainer.logger.setLevel(logging.CRITICAL)  # an error is told by who catches it
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def note(engine: Engine) -> None:
