@@ -5,6 +5,7 @@ graphs' sizes), d width, H heads, f = d / H, K steps of the random walk.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from attlas.attend import attend
 from attlas.graph import Graph, PairGraph, kept, pairs_of, relative_random_walks
-from attlas.layers.graph_layers import GraphEntry, graph_of, register_graph_layer
+from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.score import Edge, PairResult, Score
 
 __all__ = ["GRIT", "GRITEncoder", "GRITLayer", "GRITScore", "random_walks"]
@@ -22,14 +23,24 @@ CLAMP = 5.0
 """Logits are limited to [-CLAMP, CLAMP]."""
 
 
+class _SignedRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found = x.abs().sqrt_().copysign_(x)
+        ctx.save_for_backward(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (found,) = ctx.saved_tensors
+        size = found.abs()
+        return (grad / (2 * size)).masked_fill(size == 0, 0.0)
+
+
 def signed_root(x: Tensor) -> Tensor:
     """sqrt(relu(x)) - sqrt(relu(-x)); its gradient at exactly 0 is 0, not NaN as that of sign(x) sqrt|x|."""
-    return _root(x) - _root(-x)
-
-
-def _root(x: Tensor) -> Tensor:
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    found: Tensor = _SignedRoot.apply(x)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +76,18 @@ class GRITScore(Score):
 
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
         weight, bias, asks, pairs = tensors
-        # The axis of pairs before the matrix has length 1: one product for all pairs of a tile.
-        factor, shift = (torch.matmul(pairs, weight.squeeze(-3)) + bias).chunk(2, -1)
+        factor, shift = (_projected(pairs, weight) + bias).chunk(2, -1)
         state = functional.relu(signed_root((query + key) * factor) + shift)
         logit = (state * asks).sum(-1).clamp(-CLAMP, CLAMP)
         shape = (*torch.broadcast_shapes(state.shape[:-1], value.shape[:-1]), -1)
         return PairResult(logit, torch.cat((value.expand(shape), state.expand(shape)), -1), state)
+
+
+def _projected(pairs: Tensor, weight: Tensor) -> Tensor:
+    """(1, 1, ..., d) times (1, H, 1, .., d, C) -> (1, H, ..., C), as one product for all heads."""
+    heads, width, out = weight.shape[1], weight.shape[-2], weight.shape[-1]
+    matrix = weight.reshape(heads, width, out).transpose(0, 1).reshape(width, heads * out)
+    return (pairs[:, 0] @ matrix).unflatten(-1, (heads, out)).movedim(-2, 1)
 
 
 @kept
@@ -183,22 +200,24 @@ class GRITLayer(nn.Module):
         x = self.norm(x + self.leave(out))
         inside = functional.dropout(functional.relu(self.first(x)), self.dropout, self.training)
         x = self.last_norm(x + self.second(inside))
-        if self.leave_pair is None or self.pair_norm is None:
+        if state is None or self.leave_pair is None or self.pair_norm is None:
             return x, e
         state = functional.dropout(state, self.dropout, self.training)
         return x, self.pair_norm(e + self.leave_pair(state))
 
-    def attention(self, x: Tensor, pairs: PairGraph, e: Tensor) -> tuple[Tensor, Tensor]:
-        """(o (n, d), s (P, d)), before scaler, residual and norm."""
+    def attention(self, x: Tensor, pairs: PairGraph, e: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(o (n, d), s (P, d) where pairs are updated), before scaler, residual and norm."""
         query, key, value = (self._heads(part(x)) for part in (self.query, self.key, self.value))
-        out, state = attend(
+        found = attend(
             query, key, value,
             pattern=pairs.graph, score=self.score(e),
-            dropout=self.attention_dropout if self.training else 0.0, return_edge=True,
+            dropout=self.attention_dropout if self.training else 0.0, return_edge=self.leave_pair is not None,
         )  # fmt: skip
+        out, state = found if self.leave_pair is not None else (found, None)
         inner = value.shape[-1]
         out = out[0, ..., :inner] + out[0, ..., inner:] @ self.carry
-        return out.transpose(0, 1).flatten(1), state[0].transpose(0, 1).flatten(1)
+        flat = None if state is None else state[0].transpose(0, 1).flatten(1)
+        return out.transpose(0, 1).flatten(1), flat
 
     def score(self, e: Tensor) -> GRITScore:
         """The score of the pairs' features."""
@@ -238,9 +257,10 @@ class GRIT(nn.Module):
         self.layers = nn.ModuleList(
             GRITLayer(
                 width, heads, dropout=dropout, attention_dropout=attention_dropout,
-                update_pairs=update_pairs, degree_scaler=degree_scaler,
+                # Nothing reads the pairs of the last layer.
+                update_pairs=update_pairs and layer + 1 < layers, degree_scaler=degree_scaler,
             )
-            for _ in range(layers)
+            for layer in range(layers)
         )  # fmt: skip
 
     def forward(
@@ -260,7 +280,7 @@ class GRIT(nn.Module):
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "P d"], PairGraph]:
-        """New features of the nodes and of the pairs, and the pairs."""
+        """New features of the nodes, those of the pairs that the last layer read, and the pairs."""
         graph, edge_attr = graph_of("grit", x, edge_index, edge_attr, batch)
         pairs, x, e = self.encoder(x, graph, edge_attr)
         for layer in self.layers:
@@ -268,10 +288,14 @@ class GRIT(nn.Module):
         return x, e, pairs
 
 
+def _make(setting: GraphSetting) -> nn.Module:
+    return GRIT(setting.width, setting.heads, layers=2, edge_width=setting.edge_width)
+
+
 register_graph_layer(
     GraphEntry(
         name="grit",
-        make=lambda setting: GRIT(setting.width, setting.heads, steps=6, edge_width=setting.edge_width),
+        make=_make,
         edges="features",
     )
 )
