@@ -81,6 +81,16 @@ def test_a_batch_is_its_graphs_one_by_one():
         torch.testing.assert_close(layer(own, part), wanted)
 
 
+def test_what_is_no_number_stays_in_its_graph():
+    graphs, x = drawn(1)
+    layer = GMNLayer(8).double().eval()
+    whole = layer(x, batch(graphs))
+    x[2, 3] = float("nan")
+    spoilt = layer(x, batch(graphs))
+    assert spoilt[:6].isnan().all()
+    torch.testing.assert_close(spoilt[6:], whole[6:])
+
+
 def test_packed_sequences_are_padded_ones():
     """Padding steps have Delta = 0 and change no state; packed ones begin anew."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ Source: GMN, Behrouz and Hashemi 2024, arXiv 2402.08678 (no code was released).
 Legend: n nodes, K tokens of a node, C width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attlas.graph import Graph, WalkTokens, neighbour_mean, walk_tokens
+from attlas.graph import Graph, WalkTokens, neighbour_mean, neighbour_sum, walk_tokens
 from attlas.layers.gin import GIN
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.layers.mamba import BiMamba, Mamba
@@ -123,14 +124,23 @@ class GMNLayer(nn.Module):
         encoded = self.encoder(x, tokens, features).unflatten(0, (-1, tokens.count))
         y: Tensor = self.over_tokens.last(self._arranged(encoded, tokens))  # type: ignore[operator]
         if self.over_nodes is not None and len(y):
-            order = node_order(graph, y, random=self.training)
-            back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-            owner = graph.graph_of[order]
-            reset = torch.cat([owner.new_ones(1, dtype=torch.bool), owner.diff() != 0])
-            y = self.over_nodes(y[order][None], reset=reset[None])[0][back]
+            y = self._over_nodes(y, graph)
         if self.mpnn is None:
             return y
         return y + self.mpnn(x, graph, features)  # type: ignore[no-any-return]
+
+    def _over_nodes(self, y: Tensor, graph: Graph) -> Tensor:
+        """The scan over the nodes of all graphs, in one row."""
+        # What is no number in one graph would pass a reset, which multiplies by 0.
+        spoilt = neighbour_sum((~y.isfinite()).any(1, keepdim=True).to(y.dtype), star_of(graph)) > 0
+        spoilt = spoilt[graph.graph_of]
+        y = y.masked_fill(spoilt, 0.0)
+        order = node_order(graph, y, random=self.training)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        owner = graph.graph_of[order]
+        reset = torch.cat([owner.new_ones(1, dtype=torch.bool), owner.diff() != 0])
+        found: Tensor = self.over_nodes(y[order][None], reset=reset[None])[0][back]  # type: ignore[misc]
+        return found.masked_fill(spoilt, math.nan)
 
     def _tokens(self, graph: Graph) -> WalkTokens:
         kept: dict = graph.__dict__.setdefault("_walk_tokens", {})

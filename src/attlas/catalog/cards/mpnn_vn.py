@@ -29,8 +29,8 @@ CARD = Card(
     source="arXiv:2301.11956",
     code="Chen-Cai-OSU/MPNN-GT-Connection",
     departures=(
-        "Features, product and division are functions here; the theorems put MLPs in their place on a compact "
-        "set. The construction with O(n^d) width (DeepSets) is only stated.",
+        "Features, product and division are functions here; the theorems put MLPs in their place on a "
+        "compact set. The construction with O(n^d) width (DeepSets) is only stated.",
         "Softmax attention is added up under a running maximum, which the paper's construction has not: its "
         "sums overflow where logits are large.",
         "VirtualNodeStack sums a layer's input (OGB, the paper's climate nets) or output (its copy of "

@@ -14,10 +14,10 @@ CARD = Card(
     kind="graph model",
     what=(
         "Two halves side by side in every layer: the mean of sampled neighbours (GraphSAGE), and a "
-        "transformer layer in which every node attends to the same m nodes of its graph, those whose positive "
-        "features are most like an auxiliary vector. n m pairs, never n × n. Variants concatenate the "
-        "attention of all layers (-LC), or broadcast the mean of what the picked nodes tell each other (-FLC, "
-        "-NAI, -TAI)."
+        "transformer layer in which every node attends to the same m nodes of its graph, those whose "
+        "positive features are most like an auxiliary vector. n m pairs, never n × n. Variants concatenate "
+        "the attention of all layers (-LC), or broadcast the mean of what the picked nodes tell each other "
+        "(-FLC, -NAI, -TAI)."
     ),
     lives=(
         "attlas.models.tangnn:TANGNN",
@@ -38,8 +38,8 @@ CARD = Card(
         "no prediction depends on their numbers. Rows without a positive feature score 0.",
         "All neighbours in evaluation, 5 sampled ones in training; one SAGE layer per layer, as in the "
         "formula (the release has two, and dropout 0.3 between them).",
-        "-NAI and -TAI differ in the classifier alone, an MLP and a linear map, as in the release, whose -FLC "
-        "intersects the best nodes of ReLU(x) and ReLU(-x): here -FLC picks as the others do.",
+        "-NAI and -TAI differ in the classifier alone, an MLP and a linear map, as in the release, whose "
+        "-FLC intersects the best nodes of ReLU(x) and ReLU(-x): here -FLC picks as the others do.",
         "The claim: 400 steps of 8 graphs (four times as many behind --long). The rule first asked full "
         "attention alone to learn the hubs; after a look at seed 1000, which the claim does not use, it asks "
         "full or top-m attention.",

@@ -196,11 +196,11 @@ CLAIM = Claim(
         "distances that message passing of usual depth does not, without positional encodings."
     ),
     rule=(
-        f"Ring transfer with classes on all nodes, means over the seeds, unseen rings: at r = {MIDDLE} GMN is "
-        f"at least {FAR} above chance ({CHANCE}) and above GIN of depth 2, which cannot see the opposite node, "
-        "by more than both standard deviations. Nothing is shown where GMN is not as much above chance at "
-        f"r = {SIZES[0]}. GIN of depth r/2, the honest baseline, the ablations and the rings with one source "
-        "are told, not judged."
+        f"Ring transfer with classes on all nodes, means over the seeds, unseen rings: at r = {MIDDLE} GMN "
+        f"is at least {FAR} above chance ({CHANCE}) and above GIN of depth 2, which cannot see the opposite "
+        "node, by more than both standard deviations. Nothing is shown where GMN is not as much above chance "
+        f"at r = {SIZES[0]}. GIN of depth r/2, the honest baseline, the ablations and the rings with one "
+        "source are told, not judged."
     ),
     settings=SETTINGS,
     measure=measure,

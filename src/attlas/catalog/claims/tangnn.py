@@ -197,7 +197,8 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
         )
 
     times = ", ".join(f"{table[f'ms at m = {m}']['mean']:.1f} ms at m = {m}" for m in TIMED_PICKED)
-    return f"Hubs: {row('hubs', ARMS)} (chance {CHANCE}). Digits: {row('digits', ON_DIGITS)}. Attention: {times}."
+    hub_row, digit_row = row("hubs", ARMS), row("digits", ON_DIGITS)
+    return f"Hubs: {hub_row} (chance {CHANCE}). Digits: {digit_row}. Attention: {times}."
 
 
 CLAIM = Claim(

@@ -12,6 +12,10 @@ __all__ = ["RELEASED"]
 NODES, FEATURES, CLASSES, PICKED = 60, 16, 4, 20
 REPOSITORY, COMMIT = "ejwww/TANGNN", "91dccc7e6a2b0b9235064e5555e8eac11442e377"
 FILE = "TANGNN/TANGNN"
+COMPARED = (
+    "The released module, with its weights in float64 and all neighbours, beside `TANGNN(official=True)` in "
+    "evaluation: equal to 4e-16 on a graph of 60 nodes."
+)
 
 
 def _drawn(seed: int) -> tuple[Any, Any]:
@@ -45,7 +49,7 @@ def numbering(seed: int) -> Mapping[str, float]:
 
 
 def vector(seed: int) -> Mapping[str, float]:
-    """Length of the gradient of the auxiliary vectors here; whether the release's has the width of a layer."""
+    """The least gradient of the auxiliary vectors here; how many layers the release's is as wide as."""
     import torch
 
     from attlas.models import TANGNN
@@ -54,7 +58,8 @@ def vector(seed: int) -> Mapping[str, float]:
     torch.manual_seed(seed)
     net = TANGNN(FEATURES, CLASSES, picked=PICKED).double().eval()
     net(x, graph).square().mean().backward()
-    grads = [layer.attention.wanted.grad.norm().item() for layer in net.layers]  # type: ignore[union-attr, operator]
+    vectors: list[Any] = [one for name, one in net.named_parameters() if name.endswith("wanted")]
+    grads = [float(one.grad.norm()) for one in vectors]
     width = 32
     widths = (FEATURES, 2 * width)
     return {"layers": len(widths), "fitting": sum(one == width for one in widths), "gradient": min(grads)}
@@ -70,9 +75,9 @@ RELEASED = (
         commit=COMMIT,
         paper="Every node attends to the m picked nodes; the result stands beside the neighbours' messages.",
         release=(
-            "The features of the m picked nodes, mapped by an MLP, are repeated until they are as many as the "
-            "nodes: node v gets row v mod m. The transformer runs on all n nodes, with n × n pairs, and what "
-            "it gives is kept in a variable that nothing reads."
+            "The features of the m picked nodes, mapped by an MLP, are repeated until they are as many as "
+            "the nodes: node v gets row v mod m. The transformer runs on all n nodes, with n × n pairs, and "
+            "what it gives is kept in a variable that nothing reads."
         ),
         consequence=(
             "A node's prediction changes with its number. The published figures of the main model do not "
@@ -80,9 +85,10 @@ RELEASED = (
         ),
         switch="`TANGNN(official=True)`, `TiledLayer`.",
         figures=numbering,
+        compared=COMPARED,
         shown=(
-            f"An untrained net on {NODES} nodes with m = {PICKED}: other numbers move the release's logits by "
-            "{moved, release:.0%} of their length; those here by {moved, here:.0e}."
+            f"An untrained net on {NODES} nodes with m = {PICKED}: other numbers move the release's logits "
+            "by {moved, release:.0%} of their length; those here by {moved, here:.0e}."
         ),
     ),
     Released(
@@ -95,13 +101,14 @@ RELEASED = (
         paper="Nodes are picked by their cosine with a learned auxiliary vector.",
         release=(
             "Where the vector is not as wide as the features, a vector of ones is taken. It has the width of "
-            "one half of a layer, 32; the first layer's features are the data's, every other layer's are both "
-            "halves, 64. Indices of the largest cosines carry no gradient in any case, and the method that "
-            "would update the vector is not called."
+            "one half of a layer, 32; the first layer's features are the data's, every other layer's are "
+            "both halves, 64. Indices of the largest cosines carry no gradient in any case, and the method "
+            "that would update the vector is not called."
         ),
         consequence="With the published settings nodes are picked by the sum of their positive features.",
-        switch="`TANGNN(official=True)`; by default the scores of the picked nodes are added to their logits.",
+        switch="`TANGNN(official=True)`; by default the picked nodes' scores are added to their logits.",
         figures=vector,
+        compared=COMPARED + " No gradient reaches its vector or its transformers.",
         shown=(
             "{fitting:.0f} of {layers:.0f} layers have features as wide as the vector. Here its gradient has "
             "length {gradient:.1e} or more in every layer of an untrained net."
