@@ -273,4 +273,14 @@ def _make(setting: GraphSetting) -> nn.Module:
     return KGATLayer(setting.width, setting.width, setting.edge_types or 1)
 
 
-register_graph_layer(GraphEntry("kgat", _make, edges="types", reach=1))
+register_graph_layer(
+    GraphEntry(
+        "kgat",
+        _make,
+        edges="types",
+        reach=1,
+        excused={
+            "gradient": "by definition attention is not differentiated: its parameters learn from triples"
+        },
+    )
+)
