@@ -30,6 +30,14 @@ from attlas.graph.files import load_graph, save_graph
 from attlas.graph.graph import Graph, Sorted
 from attlas.graph.hops import Adjacency, adjacency, average, hop_features
 from attlas.graph.kept import kept
+from attlas.graph.links import (
+    at_distances,
+    farthest_points,
+    global_links,
+    k_hop,
+    locality_order,
+    random_links,
+)
 from attlas.graph.make import (
     from_networkx,
     from_pyg,
@@ -43,6 +51,7 @@ from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
 from attlas.graph.polynomials import homomorphisms, motif_features
 from attlas.graph.prone import prone
+from attlas.graph.retrieve import Incidence
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
 from attlas.graph.subgraph_counts import injective, subgraph_counts
@@ -58,6 +67,7 @@ __all__ = [
     "Adjacency",
     "Bank",
     "Graph",
+    "Incidence",
     "Motif",
     "NamedGraph",
     "NeighbourLoader",
@@ -67,6 +77,7 @@ __all__ = [
     "Sorted",
     "WalkTokens",
     "adjacency",
+    "at_distances",
     "at_most",
     "average",
     "batch",
@@ -77,18 +88,22 @@ __all__ = [
     "cycle",
     "electrostatic_statistics",
     "elimination",
+    "farthest_points",
     "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
+    "global_links",
     "heat_kernel_diagonals",
     "homomorphisms",
     "hop_features",
     "injective",
+    "k_hop",
     "keep_edges",
     "kept",
     "laplacian_eigenvectors",
     "load_graph",
+    "locality_order",
     "motif_features",
     "motifs",
     "neighbour_mean",
@@ -97,6 +112,7 @@ __all__ = [
     "path",
     "prone",
     "ragged",
+    "random_links",
     "random_walk_diagonals",
     "read_edges",
     "relative_random_walks",

@@ -90,6 +90,8 @@ from attlas.layers.maxvit import (
     block_partition,
     grid_partition,
 )
+from attlas.layers.mesh_graph_net import MeshGraphNetLayer
+from attlas.layers.mesh_transformer import MeshTransformerLayer, RootMeanSquare, rotary_axes
 from attlas.layers.metamixer import (
     ChannelMixer,
     DynamicKeys,
@@ -251,6 +253,8 @@ __all__ = [
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MeshGraphNetLayer",
+    "MeshTransformerLayer",
     "MetaMixer",
     "MetricLearner",
     "MinimalAttention",
@@ -283,6 +287,7 @@ __all__ = [
     "ReversedAttention",
     "Reweaving",
     "RoleEncoder",
+    "RootMeanSquare",
     "SRMSNorm",
     "SampledAttention",
     "SeasonalNorm",
@@ -369,6 +374,7 @@ __all__ = [
     "register_graph_layer",
     "register_mixer",
     "rotary",
+    "rotary_axes",
     "rotary_pairs",
     "sliding_window",
     "split_gate",

@@ -18,11 +18,15 @@ from attlas.models.graph_net import GraphNet, pooled
 from attlas.models.graphlayoutlm import GraphLayoutLM, LayoutEncoder, LayoutShape
 from attlas.models.gt import GTS, GTConfig, graph_transformer
 from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halonet
+from attlas.models.kg_r3 import Reader, gather_contexts, graph_pairs, triple_tokens
 from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
 from attlas.models.large_gt import LargeGT
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
+from attlas.models.mesh_graph_net import MeshGraphNet
+from attlas.models.mesh_simulator import MeshSimulator, all_rollout_error, rollout
+from attlas.models.mesh_transformer import MeshTransformer
 from attlas.models.minimal import (
     MINIMALS,
     MinimalLayer,
@@ -84,12 +88,16 @@ __all__ = [
     "MaxViT",
     "MaxViTConfig",
     "MeanToken",
+    "MeshGraphNet",
+    "MeshSimulator",
+    "MeshTransformer",
     "MinimalLayer",
     "MinimalViT",
     "NoMixing",
     "PLDRConfig",
     "PatchNet",
     "Placed",
+    "Reader",
     "RecallNet",
     "RecurrentClassifier",
     "ReweavingNet",
@@ -103,18 +111,23 @@ __all__ = [
     "TransNormerLLM",
     "VideoDenoiser",
     "WindowNet",
+    "all_rollout_error",
     "count_parameters",
     "equal_hidden",
     "fused_parameters",
+    "gather_contexts",
     "gps_net",
+    "graph_pairs",
     "graph_transformer",
     "hybrid",
     "layer_parameters",
     "overdetermination",
     "pooled",
+    "rollout",
     "small_ffnet",
     "small_halonet",
     "small_maxvit",
     "small_ninformer",
     "standard_layers",
+    "triple_tokens",
 ]

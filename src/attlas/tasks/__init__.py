@@ -5,6 +5,7 @@ from attlas.tasks.debian_packages import RELATIONS, debian_packages
 from attlas.tasks.extrapolation import losses_at_lengths
 from attlas.tasks.far_nodes import NodeTask, digit_neighbours, distant_hubs, ring_transfer, two_cliques
 from attlas.tasks.flagged_paths import PATH_CLASSES, FlaggedPaths, flagged_paths
+from attlas.tasks.flows import Flow, simulate_flow
 from attlas.tasks.glosses import (
     GLOSS_CATEGORIES,
     GLOSS_ORIGIN,
@@ -16,7 +17,9 @@ from attlas.tasks.glosses import (
     vocabulary,
 )
 from attlas.tasks.images import Labelled, digits_on_canvas, photo_crops, photos
+from attlas.tasks.knowledge_graphs import KNOWLEDGE_GRAPHS, KnowledgeGraph, knowledge_graph, read_triples
 from attlas.tasks.labelled_graph import LabelledGraph, hashed_words
+from attlas.tasks.meshes import Mesh, airfoil_mesh, delaunay_mesh
 from attlas.tasks.molecules import (
     ATOM_KINDS,
     BOND_KINDS,
@@ -57,6 +60,7 @@ __all__ = [
     "GLOSS_CATEGORIES",
     "GLOSS_ORIGIN",
     "INSTRUCTIONS",
+    "KNOWLEDGE_GRAPHS",
     "LEXICOGRAPHER_FILES",
     "PADDING",
     "PASSKEY_VOCABULARY",
@@ -70,12 +74,15 @@ __all__ = [
     "WORDINGS",
     "ByteText",
     "FlaggedPaths",
+    "Flow",
     "Forecasts",
     "Glosses",
     "ItemScore",
+    "KnowledgeGraph",
     "Labelled",
     "LabelledGraph",
     "LongItem",
+    "Mesh",
     "Molecule",
     "MoleculeBatch",
     "MovieLensKG",
@@ -90,11 +97,13 @@ __all__ = [
     "TextSource",
     "Vocabulary",
     "Wording",
+    "airfoil_mesh",
     "build_items",
     "byte_text",
     "collaborative_graph",
     "copying",
     "debian_packages",
+    "delaunay_mesh",
     "digit_neighbours",
     "digit_tokens",
     "digits_on_canvas",
@@ -106,6 +115,7 @@ __all__ = [
     "glosses",
     "hashed_words",
     "induction",
+    "knowledge_graph",
     "load_series",
     "load_source",
     "losses_at_lengths",
@@ -120,11 +130,13 @@ __all__ = [
     "prompt_pieces",
     "rank_summary",
     "read_sdf",
+    "read_triples",
     "recall_and_ndcg",
     "ring_transfer",
     "score_item",
     "score_items",
     "shuffled",
+    "simulate_flow",
     "solubility",
     "split_tokens",
     "summarise",

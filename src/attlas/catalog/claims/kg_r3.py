@@ -23,7 +23,7 @@ DATA, LONG_DATA = "nations", "umls"
 EDGES, FANOUT = 20, 10
 WIDTH, HEADS, INNER, LAYERS = 64, 4, 128, 2
 DROP, RATE, BATCH = 0.2, 3e-3, 128
-EPOCHS, LONG_EPOCHS = 8, 15
+EPOCHS, LONG_EPOCHS = 7, 15
 SETTINGS = {
     "data": f"{DATA} of pykeen ({LONG_DATA} with --long), both directions, filtered ranks, ties shared",
     "contexts": f"at most {EDGES} edges of the training graph without the one asked for, drawn once; "
