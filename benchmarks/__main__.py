@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, edges, normalisers, peers, prefill, scan
+from benchmarks import attend, decode, edge_density, edges, normalisers, peers, prefill, scan
 
 MEASURED = {
     "attend": attend,
@@ -17,6 +17,7 @@ MEASURED = {
     "scan": scan,
     "peers": peers,
     "edges": edges,
+    "edge_density": edge_density,
     "normalisers": normalisers,
 }
 
