@@ -25,7 +25,7 @@ NOTES = [
     "over all pairs.",
     "block_over_edge, sdpa_over_edge: above 1 the list of edges is faster. Estimates of a uniform graph meet "
     "at a density of 1 / attlas.attend.edge.OVERHEAD: set it to 1 over the density at which block_over_edge "
-    "crosses 1. Below attlas.attend.block.FILLED, where finding the tiles does not pay, block takes no graph.",
+    "crosses 1. Below attlas.attend.block.FILLED, where finding tiles does not pay, block takes no graph.",
 ]
 BACKENDS = ("edge", "block", "sdpa")
 HEADS, WIDTH = 4, 16
