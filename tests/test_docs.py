@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import attlas
+from skips import needs
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
@@ -49,15 +50,21 @@ def test_names_in_examples_exist(example):
     assert not missing, f"{example.place} uses at.{', at.'.join(missing)}"
 
 
-@pytest.mark.parametrize(
-    "example", [example for example in EXAMPLES if example.why_not is None], ids=lambda example: example.place
-)
+def _runs(example: Example) -> object:
+    """The example, with what it needs beside Attlas's own dependencies."""
+    marks = [needs("torch_geometric")] if "torch_geometric" in example.code else []
+    return pytest.param(example, marks=marks, id=example.place)
+
+
+@pytest.mark.parametrize("example", [_runs(example) for example in EXAMPLES if example.why_not is None])
 def test_examples_run(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(example.code, example.place, "exec"), {"__name__": "example"})
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/formats.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/formats.md", "docs/graphs.md"]
+)
 def test_links_to_files_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)

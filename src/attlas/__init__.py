@@ -47,7 +47,8 @@ _FROM = {
         "band_rule uniform_plan load_official"
     ),
     "score": (
-        "Score Dot Bilinear Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance"
+        "Score Dot Bilinear Cosine DistanceBias EdgeBias Given LowRankBias RowScale alibi squared_distance "
+        "GraphBias TypedBias Additive EdgeProduct"
     ),
     "attend": (
         "Softmax SenderSoftmax Sigmoid Identity L1 Ratio Threshold ShiftPower TimesLogCount OverCount lssa "

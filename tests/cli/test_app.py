@@ -21,6 +21,7 @@ OPTIONS = {
     "show": "name",
     "claim": "names --all --json --seeds --budget --long --fresh --out",
     "explain": "pattern --length",
+    "graph": "",
     "bench": "",
     "inspect": "",
 }
@@ -34,6 +35,17 @@ BENCH = {
 
 
 INSPECT = {"dsf": "--mixer --length --out --json"}
+COLUMNS = "--sender --receiver --kind --values --header --undirected"
+GRAPH = {
+    "inspect": f"file {COLUMNS} --json",
+    "encode": "file --encoding --out --sender --receiver --kind --header --undirected --force",
+    "train": (
+        "file --labels --out --model --features --task --encodings --depth --width --heads --steps "
+        f"--learning-rate --weight-decay --batch --fanout --check --seed {COLUMNS} --force --fresh --json"
+    ),
+    "predict": "run file --features --out",
+    "layers": "--json",
+}
 
 
 def test_options_are_frozen():
@@ -41,6 +53,7 @@ def test_options_are_frozen():
     assert options_of(group) == OPTIONS
     assert options_of(group.commands["bench"]) == BENCH
     assert options_of(group.commands["inspect"]) == INSPECT
+    assert options_of(group.commands["graph"]) == GRAPH
 
 
 def options_of(group):
@@ -77,7 +90,7 @@ def test_defaults_are_frozen():
 def test_help_teaches(attlas_says):
     code, text, _ = attlas_says("--help")
     assert code == 0
-    panels = ("On a model", "On the atlas and on patterns")
+    panels = ("On a model", "On a graph", "On the atlas and on patterns")
     for words in ("attlas tune demo --out runs/demo", "Exit codes", "The atlas holds", *panels, *OPTIONS):
         assert words in text
 

@@ -1,30 +1,44 @@
 """Softmax attention along the edges of a graph as torch operators, forward and backward, on CPU.
 
 `attlas::edges` and `attlas::edges_backward` take tensors and numbers only, so that torch.compile keeps them
-whole. Memory beside the inputs: out and lse; backward: the gradients. Nothing has the size of the edges.
+whole. Memory beside the inputs: out and lse; backward: the gradients. Nothing else has the size of the edges.
 Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
 """
 
-import ctypes
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from attlas.attend.team import machine_code, missing, run
+from attlas.attend.edge_call import LANES, run_loop
+from attlas.attend.edge_units import add_parts, merge_parts, units_of
+from attlas.attend.team import missing
 from attlas.graph import Graph
 
-__all__ = ["edge_attention", "refusal"]
+__all__ = ["EdgeScore", "edge_attention", "refusal"]
 
-PIECES = 64
-"""Pieces of work, at most about so many: enough for the threads to end together."""
-ALONE = 4096
-"""Edges and nodes below which a second thread is not worth its call."""
-LANES = 8
-"""Rows of a whole number of so many float32 go through vectors."""
-_KIND = {torch.float32: False, torch.float64: True}
+
+@dataclass(frozen=True)
+class EdgeScore:
+    """What the loops know as a score, limited to low .. high, with s = scale and b the bias.
+
+    "dot": s q . k + b; "additive": leaky_relu(q + k + b), widths 1; "product": the sum of s q k e, whose
+    terms are the state. bias: (E, 1) or (E, H), edge: (E, H, D), in the graph's order.
+    """
+
+    kind: str = "dot"
+    scale: float = 1.0
+    slope: float = 1.0
+    low: float = -float("inf")
+    high: float = float("inf")
+    bias: Tensor | None = None
+    edge: Tensor | None = None
+
+
+_KINDS = ("dot", "additive", "product")  # in the order of edge_scores
 
 
 def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -37,84 +51,154 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def edge_attention(
-    query: Tensor, key: Tensor, value: Tensor, graph: Graph, scale: float
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, graph: Graph, score: EdgeScore, *, state: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Softmax attention of query (B, H, R, D), key (B, G, S, D), value (B, G, S, V) along the edges.
 
-    Equal edges are messages of their own. Returns out (B, H, R, V), in memory (B, R, H, V), and lse
-    (B, H, R), float32 or float64; a receiver without edges: 0 and -inf. Tensors that are node-major in memory
-    are read where they are; bfloat16 is computed in float32. Differentiable once; bitwise the same for any
-    number of threads. Cost: 2 E H (D + V) FLOPs, with backward 2 E H (5 D + 4 V) more.
+    Equal edges are messages of their own. Returns out (B, H, R, V), in memory (B, R, H, V), lse (B, H, R),
+    float32 or float64, and the states (B, H, E, D) of products, in memory (B, E, H, D), where asked for; a
+    receiver without edges: 0 and -inf. Tensors that are node-major in memory are read where they are;
+    bfloat16 is computed in float32. Scores with tensors of edges: B = 1. Differentiable once; bitwise the
+    same for any number of threads. Cost: 2 E H (D + V) FLOPs, with backward 2 E H (5 D + 4 V) more.
     """
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in (query, key, value)):
+    given = [part for part in (query, key, value, score.bias, score.edge) if part is not None]
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
         raise NotImplementedError(
             "attention along edges has no forward-mode derivative; use backend='reference' for products with "
             "a Jacobian"
         )
-    dtype = query.dtype
+    dtype, values = query.dtype, value.shape[3]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     batch = max(part.shape[0] for part in (query, key, value))
-    tensors = (
-        part.to(wide).transpose(1, 2).expand(batch, -1, -1, -1).contiguous() for part in (query, key, value)
+    tensors = [
+        _together(_padded(part.to(wide), padded).transpose(1, 2).expand(batch, -1, -1, -1))
+        for part, padded in ((query, score.kind == "dot"), (key, score.kind == "dot"), (value, True))
+    ]
+    along = [None if part is None else part.to(wide).contiguous() for part in (score.bias, score.edge)]
+    numbers = (_KINDS.index(score.kind), score.scale, score.slope, score.low, score.high)
+    out, lse, states = torch.ops.attlas.edges(
+        *tensors, *along, *graph.by_receiver, *graph.by_sender, *numbers, state
     )
-    into, out_of = graph.by_receiver, graph.by_sender
-    out, lse = torch.ops.attlas.edges(*tensors, into.pointer, into.other, out_of.pointer, out_of.other, scale)
-    return out.to(dtype).transpose(1, 2), lse.transpose(1, 2)
+    out = out[..., :values].to(dtype).transpose(1, 2)
+    return out, lse.transpose(1, 2), states.to(dtype).transpose(0, 1)[None] if state else None
+
+
+def _padded(tensor: Tensor, wanted: bool) -> Tensor:
+    """Heads of whole vectors: zeros change no product."""
+    more = -tensor.shape[-1] % LANES if wanted else 0
+    return F.pad(tensor, (0, more)) if more else tensor
+
+
+def _together(tensor: Tensor) -> Tensor:
+    """(B, nodes, heads, width) with the heads of a node in one row: the tensor itself if they are."""
+    heads, width = tensor.shape[2:]
+    apart = tensor.stride(3) != 1 and width > 1
+    return tensor.contiguous() if apart or (tensor.stride(2) != width and heads > 1) else tensor
 
 
 @torch.library.custom_op("attlas::edges", mutates_args=(), device_types="cpu")
 def _edges(
-    query: Tensor, key: Tensor, value: Tensor,
-    receiver: Tensor, senders: Tensor, sender: Tensor, receivers: Tensor, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, edge: Tensor | None,
+    receiver: Tensor, senders: Tensor, into: Tensor, sender: Tensor, receivers: Tensor, out_of: Tensor,
+    kind: int, scale: float, slope: float, low: float, high: float, state: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, nodes, heads, _ = query.shape
-    out = query.new_empty(batch, nodes, heads, value.shape[3])
-    lse = query.new_empty(batch, nodes, heads)
-    _call("forward", receiver, senders, scale, query=query, key=key, value=value, out=out, lse=lse)
-    return out, lse
+    units = units_of(receiver)
+    given = {"query": _together(query), "key": _together(key), "value": _together(value)}
+    found = {
+        "out": query.new_empty(batch, nodes, heads, value.shape[3]),
+        "lse": query.new_empty(batch, nodes, heads),
+        "part_out": query.new_empty(batch, units.slots, heads, value.shape[3]),
+        "part_lse": query.new_empty(batch, units.slots, heads),
+    }
+    states = query.new_empty(_state_shape(query, senders, state))
+    along = {"bias": bias, "edge": edge, "state": states if state else None}
+    numbers = (kind, scale, slope, low, high)
+    run_loop("forward", units, (receiver, senders, into), numbers, **given, **along, **found)
+    merge_parts(units, **found)
+    return found["out"], found["lse"], states
+
+
+def _state_shape(query: Tensor, senders: Tensor, state: bool) -> tuple[int, ...]:
+    return (senders.numel(), *query.shape[2:]) if state else (0,)
 
 
 @_edges.register_fake
-def _(query, key, value, receiver, senders, sender, receivers, scale):  # type: ignore[no-untyped-def]
+def _(query, key, value, bias, edge, receiver, senders, *rest):  # type: ignore[no-untyped-def]
     batch, nodes, heads, _ = query.shape
-    return query.new_empty(batch, nodes, heads, value.shape[3]), query.new_empty(batch, nodes, heads)
+    return (
+        query.new_empty(batch, nodes, heads, value.shape[3]),
+        query.new_empty(batch, nodes, heads),
+        query.new_empty(_state_shape(query, senders, rest[-1])),
+    )
 
 
 @torch.library.custom_op("attlas::edges_backward", mutates_args=(), device_types="cpu")
 def _edges_backward(
-    grad: Tensor, delta: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor,
-    receiver: Tensor, senders: Tensor, sender: Tensor, receivers: Tensor, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    given = {"query": query, "key": key, "value": value, "lse": lse, "delta": delta, "grad_out": grad}
-    grads = [torch.empty_like(part) for part in (query, key, value)]
-    _call("receivers", receiver, senders, scale, grad_query=grads[0], **given)
-    _call("senders", sender, receivers, scale, grad_key=grads[1], grad_value=grads[2], **given)
-    return grads[0], grads[1], grads[2]
+    grad_out: Tensor, grad_lse: Tensor | None, grad_state: Tensor | None, out: Tensor, lse: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, edge: Tensor | None,
+    receiver: Tensor, senders: Tensor, into: Tensor, sender: Tensor, receivers: Tensor, out_of: Tensor,
+    kind: int, scale: float, slope: float, low: float, high: float, to_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    numbers = (kind, scale, slope, low, high)
+    given: dict[str, Tensor | None] = {
+        "query": _together(query), "key": _together(key), "value": _together(value),
+        "bias": bias, "edge": edge,
+        "lse": lse, "out": out, "grad_out": grad_out, "grad_lse": grad_lse, "grad_state": grad_state,
+        "ends": lse.new_empty(*lse.shape[:2], 2, lse.shape[2]),
+    }  # fmt: skip
+    grads = _fake_gradients(query, key, value, bias, edge, to_bias)
+    units = units_of(receiver)
+    parts = [query.new_empty(query.shape[0], units.slots, *query.shape[2:])]
+    run_loop(
+        "receivers", units, (receiver, senders, into), numbers, **given, grad_query=grads[0],
+        part_query=parts[0], grad_bias=grads[3] if to_bias else None,
+        grad_edge=None if edge is None else grads[4],
+    )  # fmt: skip
+    add_parts(units, grads[0], parts[0])
+    units = units_of(sender)
+    parts = [part.new_empty(part.shape[0], units.slots, *part.shape[2:]) for part in (key, value)]
+    run_loop(
+        "senders", units, (sender, receivers, out_of), numbers, **given, grad_key=grads[1],
+        grad_value=grads[2], part_key=parts[0], part_value=parts[1],
+    )  # fmt: skip
+    for total, part in zip(grads[1:3], parts, strict=True):
+        add_parts(units, total, part)
+    return grads
+
+
+def _fake_gradients(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, edge: Tensor | None, to_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients; empty where there is none to give."""
+    return (
+        *(part.new_empty(part.shape) for part in (query, key, value)),
+        query.new_empty(0) if bias is None or not to_bias else bias.new_empty(bias.shape),
+        query.new_empty(0) if edge is None else edge.new_empty(edge.shape),
+    )  # type: ignore[return-value]
 
 
 @_edges_backward.register_fake
-def _(grad, delta, query, key, value, lse, receiver, senders, sender, receivers, scale):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(part) for part in (query, key, value))
+def _(grad_out, grad_lse, grad_state, out, lse, query, key, value, bias, edge, *rest):  # type: ignore[no-untyped-def]
+    return _fake_gradients(query, key, value, bias, edge, rest[-1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.scale = scale
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:11], *output[:2])
+    ctx.numbers = inputs[11:16]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, *edges, out, lse = ctx.saved_tensors
-    if grad_out is None and grad_lse is None:
-        return (None,) * 8
-    # d logits_ij = w_ij (grad . v_j - grad . out + grad_lse)
-    delta = torch.zeros_like(lse) if grad_out is None else (grad_out * out).sum(-1)
-    if grad_lse is not None:
-        delta = delta - grad_lse
+def _differentiate(ctx: Any, grad_out: Any, grad_lse: Any, grad_state: Any) -> tuple[Any, ...]:
+    *inputs, out, lse = ctx.saved_tensors
+    if grad_out is None and grad_lse is None and grad_state is None:
+        return (None,) * 17
     grad = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
-    grads = torch.ops.attlas.edges_backward(grad, delta, query, key, value, lse, *edges, ctx.scale)
-    return *grads, *(None,) * 5
+    others = (part if part is None else part.contiguous() for part in (grad_lse, grad_state))
+    to_bias = bool(inputs[3] is not None and ctx.needs_input_grad[3])
+    grads = torch.ops.attlas.edges_backward(grad, *others, out, lse, *inputs, *ctx.numbers, to_bias)
+    to_edges = (grads[3] if to_bias else None, None if inputs[4] is None else grads[4])
+    return *grads[:3], *to_edges, *(None,) * 12
 
 
 _edges.register_autograd(_differentiate, setup_context=_keep)
@@ -132,49 +216,3 @@ def _once(ctx: Any, *grads: Any) -> Any:
 
 
 _edges_backward.register_autograd(_once, setup_context=_keep_nothing)
-
-
-def _call(what: str, pointer: Tensor, other: Tensor, scale: float, **tensors: Tensor) -> None:
-    """Run one of the loops over the nodes of `pointer` in all of torch's threads."""
-    from attlas.attend.edge_loops import CALL
-
-    query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    starts = _starts(pointer)
-    double = _KIND[query.dtype]
-    counter = ctypes.c_int64(0)
-    sizes = {
-        "starts": starts.data_ptr(), "pieces": starts.numel() - 1,
-        "pointer": pointer.data_ptr(), "other": other.data_ptr(),
-        "batch": query.shape[0], "heads": query.shape[2], "kv_heads": key.shape[2],
-        "receivers": query.shape[1], "senders": key.shape[1], "edges": other.numel(),
-        "width": query.shape[3], "value_width": value.shape[3],
-        "most": int(pointer.diff().max()) if pointer.numel() > 1 else 0,
-        "counter": ctypes.addressof(counter), "scale": scale,
-    }  # fmt: skip
-    call = np.zeros(1, CALL)
-    for name, number in (sizes | {name: part.data_ptr() for name, part in tensors.items()}).items():
-        call[name] = number
-    work = (other.numel() + pointer.numel()) * query.shape[0]
-    threads = 1 if work < ALONE else torch.get_num_threads()
-    run(
-        _code(what, double, not (query.shape[3] % LANES or value.shape[3] % LANES)), call.ctypes.data, threads
-    )
-
-
-def _code(what: str, double: bool, vectors: bool) -> tuple[int, Any]:
-    """The compiled loops: those in vectors, or those of any width and of float64."""
-    from attlas.attend import edge_lines, edge_loops
-
-    if vectors and not double:
-        return machine_code(("edges", what), lambda: edge_lines.compiled(what))
-    return machine_code(("edges", what, double), lambda: edge_loops.compiled(what, double))
-
-
-def _starts(pointer: Tensor) -> Tensor:
-    """Nodes at which pieces of about equal work begin: edges, and the nodes themselves."""
-    nodes = pointer.numel() - 1
-    work = pointer + torch.arange(nodes + 1)
-    cuts = torch.arange(PIECES + 1) * (int(work[-1]) / PIECES) if nodes else torch.zeros(1)
-    starts = torch.searchsorted(work.double(), cuts.double())
-    starts[0], starts[-1] = 0, nodes
-    return starts

@@ -1,9 +1,8 @@
-"""Loops over the edges of a graph, compiled by `numba`: softmax attention, forward and backward.
+"""Loops over the edges of a graph, compiled by `numba`: softmax attention, forward; and what is compiled.
 
-A unit of work is a run of receivers (or senders) with about as many edges as any other; a node's edges are
-taken in one order by one thread, so that nothing depends on the number of threads. Tensors are node-major,
-(B, nodes, heads, width): all heads of a node lie together.
-Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
+A unit of work is a run of receivers (or senders) with about as many edges as any other, or a part of the
+edges of one node that has more; one thread does it in one order: nothing depends on the number of threads.
+A node's edges are taken BLOCK at a time, all heads at once. Exponents are of two. Legend: as in `edge_call`.
 """
 
 import math
@@ -12,202 +11,101 @@ from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
-from attlas.attend import decode_vectors
+from attlas.attend import (
+    decode_ir,
+    decode_vectors,
+    edge_backward,
+    edge_call,
+    edge_powers,
+    edge_products,
+    edge_rounds,
+    edge_scores,
+    edge_vectors,
+)
 from attlas.attend.decode_vectors import pointer, ticket
+from attlas.attend.edge_backward import backward_receivers, backward_senders
+from attlas.attend.edge_call import BLOCK, CALL, LANES, ROW
+from attlas.attend.edge_powers import largest, powers, times
+from attlas.attend.edge_rounds import LN2, jit, like, listed, own_factor, scaled, scratch_of, summed, zero
+from attlas.attend.edge_scores import bend, raw_logits
 from attlas.attend.team import address_of, digest
 
-__all__ = ["CALL", "compiled"]
+__all__ = ["compiled"]
 
-_WHOLE = (
-    *("starts", "pieces", "pointer", "other", "query", "key", "value", "out", "lse"),
-    *("grad_out", "delta", "grad_query", "grad_key", "grad_value"),
-    *(
-        "batch",
-        "heads",
-        "kv_heads",
-        "receivers",
-        "senders",
-        "edges",
-        "width",
-        "value_width",
-        "most",
-        "counter",
-    ),
+_TEXTS = (
+    *(decode_ir, decode_vectors, edge_backward, edge_call, edge_powers, edge_products, edge_rounds),
+    *(edge_scores, edge_vectors),
 )
-CALL = np.dtype([*((name, np.int64) for name in _WHOLE), ("scale", np.float64)])
-"""Addresses of contiguous tensors and sizes. starts (pieces + 1,): the nodes where pieces of work begin;
-pointer, other: of the edges sorted by receiver, or by sender in the backward of keys and values; most: edges
-of the node that has most; out (B, R, H, V); lse, delta (B, R, H) in the type of the numbers; counter: 0."""
-
-_jit = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 
-@_jit
-@no_type_check
-def _inputs(call, element):
-    """query, key and value as arrays."""
-    query = carray(pointer(call.query, element), (call.batch, call.receivers, call.heads, call.width))
-    key = carray(pointer(call.key, element), (call.batch, call.senders, call.kv_heads, call.width))
-    value = carray(pointer(call.value, element), (call.batch, call.senders, call.kv_heads, call.value_width))
-    return query, key, value
-
-
-@_jit
-@no_type_check
-def _edges(call, nodes):
-    """starts, pointer and other as arrays."""
-    starts = carray(pointer(call.starts, np.int64(0)), call.pieces + 1)
-    first = carray(pointer(call.pointer, np.int64(0)), nodes + 1)
-    return starts, first, carray(pointer(call.other, np.int64(0)), call.edges)
-
-
-@_jit
-@no_type_check
-def _slopes(call, element):
-    """grad_out, lse and delta as arrays."""
-    rows = (call.batch, call.receivers, call.heads)
-    grad_out = carray(pointer(call.grad_out, element), (*rows, call.value_width))
-    return grad_out, carray(pointer(call.lse, element), rows), carray(pointer(call.delta, element), rows)
-
-
-@_jit
-@no_type_check
-def _product(one, two, element):
-    total = element
-    for d in range(len(one)):
-        total += one[d] * two[d]
-    return total
-
-
-@_jit
+@jit
 @no_type_check
 def forward(call, element):
-    """Take runs of receivers until none is left: out and lse."""
-    query, key, value = _inputs(call, element)
-    starts, first, senders = _edges(call, call.receivers)
-    out = carray(pointer(call.out, element), (call.batch, call.receivers, call.heads, call.value_width))
-    lse = carray(pointer(call.lse, element), (call.batch, call.receivers, call.heads))
-    logits, total = np.empty((call.most, call.heads), query.dtype), np.empty(call.heads, query.dtype)
-    group = call.heads // call.kv_heads
+    """Take units of receivers until none is left: out, lse and states."""
+    units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
+    first = carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)
+    size = carray(pointer(call.lse, element), 1).itemsize
+    scratch = scratch_of(call, size)
     while True:
         unit = ticket(call.counter)
-        if unit >= call.batch * call.pieces:
+        if unit >= call.batch * call.count:
             break
-        b, piece = unit // call.pieces, unit % call.pieces
-        for i in range(starts[piece], starts[piece + 1]):
-            begin, count = first[i], first[i + 1] - first[i]
-            for e in range(count):
-                j = senders[begin + e]
-                for h in range(call.heads):
-                    logits[e, h] = _product(query[b, i, h], key[b, j, h // group], element) * call.scale
-            for h in range(call.heads):
-                total[h] = _weights(logits, h, count, lse[b, i], element)
-            out[b, i] = 0
-            for e in range(count):
-                j = senders[begin + e]
-                for h in range(call.heads):
-                    weight, carried = logits[e, h], value[b, j, h // group]
-                    for d in range(call.value_width):
-                        out[b, i, h, d] += weight * carried[d]
-            for h in range(call.heads):
-                for d in range(call.value_width):
-                    out[b, i, h, d] *= total[h]
+        b, unit = unit // call.count, unit % call.count
+        slot, node = units[unit, 4], units[unit, 0]
+        if slot >= 0:
+            at = (b * call.slots + slot) * call.heads * size
+            out, lse = call.part_out + at * call.value_width, call.part_lse + at
+            _receive(call, b, node, units[unit, 2], units[unit, 3], out, lse, scratch, size, element)
+            continue
+        for i in range(node, units[unit, 1]):
+            if first[i + 1] - first[i] <= call.huge:
+                at = (b * call.receivers + i) * call.heads * size
+                out, lse = call.out + at * call.value_width, call.lse + at
+                _receive(call, b, i, first[i], first[i + 1], out, lse, scratch, size, element)
 
 
-@_jit
+@jit
 @no_type_check
-def _weights(logits, h, count, lse, element):
-    """exp(logit - largest) in place, lse, and one over their sum (0 without edges)."""
-    top = element - np.inf
-    for e in range(count):
-        if not logits[e, h] <= top:  # also where it is no number
-            top = logits[e, h]
-    if top == -np.inf:
-        lse[h] = top
-        for e in range(count):
-            logits[e, h] = 0
-        return element
-    total = element
-    for e in range(count):
-        logits[e, h] = math.exp(logits[e, h] - top)
-        total += logits[e, h]
-    lse[h] = top + math.log(total)
-    return (element + 1) / total
-
-
-@_jit
-@no_type_check
-def _gradients(call, element):
-    """grad_out, lse and delta as arrays."""
-    rows = (call.batch, call.receivers, call.heads)
-    grad_out = carray(pointer(call.grad_out, element), (*rows, call.value_width))
-    return grad_out, carray(pointer(call.lse, element), rows), carray(pointer(call.delta, element), rows)
-
-
-@_jit
-@no_type_check
-def backward_receivers(call, element):
-    """Take runs of receivers until none is left: the gradient of the queries."""
-    query, key, value = _inputs(call, element)
-    starts, first, senders = _edges(call, call.receivers)
-    grad_out, lse, delta = _gradients(call, element)
-    grad_query = carray(pointer(call.grad_query, element), query.shape)
-    group = call.heads // call.kv_heads
-    while True:
-        unit = ticket(call.counter)
-        if unit >= call.batch * call.pieces:
-            break
-        b, piece = unit // call.pieces, unit % call.pieces
-        for i in range(starts[piece], starts[piece + 1]):
-            grad_query[b, i] = 0
-            for e in range(first[i], first[i + 1]):
-                j = senders[e]
-                for h in range(call.heads):
-                    if lse[b, i, h] == -np.inf:
-                        continue
-                    g = h // group
-                    logit = _product(query[b, i, h], key[b, j, g], element) * call.scale
-                    weight = math.exp(logit - lse[b, i, h])
-                    slope = _product(grad_out[b, i, h], value[b, j, g], element) - delta[b, i, h]
-                    slope *= weight * call.scale
-                    for d in range(call.width):
-                        grad_query[b, i, h, d] += slope * key[b, j, g, d]
-
-
-@_jit
-@no_type_check
-def backward_senders(call, element):
-    """Take runs of senders until none is left: the gradients of keys and values."""
-    query, key, value = _inputs(call, element)
-    starts, first, receivers = _edges(call, call.senders)
-    grad_out, lse, delta = _gradients(call, element)
-    grad_key = carray(pointer(call.grad_key, element), key.shape)
-    grad_value = carray(pointer(call.grad_value, element), value.shape)
-    group = call.heads // call.kv_heads
-    while True:
-        unit = ticket(call.counter)
-        if unit >= call.batch * call.pieces:
-            break
-        b, piece = unit // call.pieces, unit % call.pieces
-        for j in range(starts[piece], starts[piece + 1]):
-            grad_key[b, j] = 0
-            grad_value[b, j] = 0
-            for e in range(first[j], first[j + 1]):
-                i = receivers[e]
-                for h in range(call.heads):
-                    if lse[b, i, h] == -np.inf:
-                        continue
-                    g = h // group
-                    logit = _product(query[b, i, h], key[b, j, g], element) * call.scale
-                    weight = math.exp(logit - lse[b, i, h])
-                    slope = _product(grad_out[b, i, h], value[b, j, g], element) - delta[b, i, h]
-                    slope *= weight * call.scale
-                    for d in range(call.width):
-                        grad_key[b, j, g, d] += slope * query[b, i, h, d]
-                    for d in range(call.value_width):
-                        grad_value[b, j, g, d] += weight * grad_out[b, i, h, d]
+def _receive(call, b, i, begin, end, out, lse, scratch, size, element):
+    """out (H, V) and lse (H,) of a receiver, over its edges begin .. end."""
+    places, own, logits, slopes, _ = scratch
+    tops, totals = carray(pointer(lse, element), call.heads), carray(pointer(slopes, element), call.heads)
+    key, value = call.key + b * call.key_batch, call.value + b * call.value_batch
+    carried, step = call.value_width // LANES, call.value_width * size
+    zero(out, call.heads * call.value_width, element)
+    for h in range(call.heads):
+        tops[h], totals[h] = -np.inf, 0
+    address = call.query + b * call.query_batch + i * call.query_node
+    scaled(address, call.heads * call.width, own_factor(call), own, element)
+    for at in range(begin, end, BLOCK):
+        count = min(BLOCK, end - at)
+        listed(call, at, count, places)
+        length = call.kv_heads * call.width * size
+        raw_logits(call, own, key, call.key_node, length, places, at, count, logits, size, element)
+        for h in range(call.heads):
+            row = logits + h * ROW * size
+            bend(call, row, count, element)
+            top = largest(row, count, element)
+            if not top <= tops[h]:  # also where it is no number
+                if totals[h] != 0:
+                    factor = like(2.0 ** (tops[h] - top), element)
+                    totals[h] *= factor
+                    times(out + h * step, carried, factor)
+                tops[h] = top
+            if tops[h] == -np.inf:
+                zero(row, count, element)
+            else:
+                totals[h] += powers(row, count, tops[h])
+        summed(
+            call, logits, call.value_columns, call.value_width, call.heads, count, value, call.value_node,
+            places, out, size, element,
+        )  # fmt: skip
+    for h in range(call.heads):
+        if tops[h] > -np.inf or tops[h] != tops[h]:
+            tops[h] = (tops[h] + math.log2(totals[h])) * LN2
+            times(out + h * step, carried, like(1 / totals[h], element))
 
 
 def _entries(source: str) -> dict[tuple[str, bool], Callable[[Any], None]]:
@@ -258,5 +156,5 @@ def compiled(what: str, double: bool) -> int:
 
     what: "forward", "receivers" or "senders" (the two backward passes); double: float64, else float32.
     """
-    source = digest(decode_vectors, sys.modules[__name__])
+    source = digest(*_TEXTS, sys.modules[__name__])
     return address_of(_entries(source)[what, double], CALL)

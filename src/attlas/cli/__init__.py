@@ -5,6 +5,6 @@ from __future__ import annotations
 from attlas.cli.app import app, main
 
 # Imported for their commands, in the order in which the help lists them.
-from attlas.cli import model, atlas, bench, inspect  # isort: skip
+from attlas.cli import model, graph, atlas, bench, inspect  # isort: skip
 
-__all__ = ["app", "atlas", "bench", "inspect", "main", "model"]
+__all__ = ["app", "atlas", "bench", "graph", "inspect", "main", "model"]

@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:  # the core installs without the tool's p
 import attlas
 from attlas._common.errors import UsageError
 
-__all__ = ["ATLAS", "MODELS", "app", "command", "import_from_here", "main"]
+__all__ = ["ATLAS", "GRAPHS", "MODELS", "app", "command", "import_from_here", "main"]
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -48,7 +48,7 @@ the official code, and a claim of its paper that can be measured again here.
 [bold]Exit codes[/bold]: 0 done; 2 the input cannot work, the message says why; 130 interrupted: the same \
 command again continues.
 """
-MODELS, ATLAS = "On a model", "On the atlas and on patterns"
+MODELS, GRAPHS, ATLAS = "On a model", "On a graph", "On the atlas and on patterns"
 
 app = typer.Typer(
     name="attlas",

@@ -4,6 +4,7 @@ Legend: G graphs, n nodes of all, m nodes of the largest, C channels.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from attlas.graph.change import keep_edges
 from attlas.graph.graph import Graph
+from attlas.graph.kept import kept
 
-__all__ = ["batch", "ragged", "to_padded", "unbatch"]
+__all__ = ["SizeBucket", "batch", "ragged", "size_buckets", "to_padded", "unbatch"]
 
 
 def batch(graphs: Sequence[Graph]) -> Graph:
@@ -99,3 +101,39 @@ def to_padded(
 def ragged(padded: Shaped[Tensor, "G m *C"], there: Bool[Tensor, "G m"]) -> Shaped[Tensor, "n *C"]:
     """Back from `to_padded`: the rows that are nodes, graph after graph."""
     return padded[there]
+
+
+class SizeBucket(NamedTuple):
+    """Graphs of similar size side by side: graphs (g,) which they are; nodes (g, m) int64 and there (g, m).
+
+    Behind its own nodes a row repeats its graph's first one, where `there` is False.
+    """
+
+    graphs: Tensor
+    nodes: Tensor
+    there: Tensor
+
+
+@kept
+def size_buckets(graph: Graph, equal: bool = False) -> tuple[tuple[SizeBucket, ...], Tensor]:
+    """(the graphs in buckets by size, the place (n,) of each node among all `nodes[there]` of the buckets).
+
+    The largest of a bucket has less than twice the nodes of its smallest, so that less than half of a bucket
+    is padding; equal=True: the same number, and no padding. `x[bucket.nodes]` pads; `torch.cat([y[there]
+    for ...])[place]` is the way back. Graphs without nodes are in no bucket. Made once for a graph.
+    """
+    pointer = graph.pointer if graph.pointer is not None else torch.tensor([0, graph.nodes])
+    sizes = pointer.diff()
+    # frexp is exact, log2 of a power of two need not be.
+    kind = sizes if equal else torch.frexp(sizes.to(torch.float64)).exponent
+    found = []
+    for value in torch.unique(kind[sizes > 0]).tolist():
+        graphs = ((kind == value) & (sizes > 0)).nonzero()[:, 0]
+        inside = torch.arange(int(sizes[graphs].max()), device=graph.device)
+        there = inside < sizes[graphs, None]
+        first = pointer[graphs, None]
+        found.append(SizeBucket(graphs, torch.where(there, first + inside, first), there))
+    order = torch.cat([bucket.nodes[bucket.there] for bucket in found]) if found else pointer[:0]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=graph.device)
+    return tuple(found), place

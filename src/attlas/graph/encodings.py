@@ -1,12 +1,24 @@
 """Where a node stands and what surrounds it: encodings of nodes and pairs, computed once per graph.
 
 Every graph of a batch is encoded alone. Matrices of a small graph are dense; those of a large one sparse, and
-what would need all pairs of a large graph is refused unless it is asked for.
+what would need all pairs of a large graph is refused unless it is asked for. What was found is kept with its
+graph, so a second call costs nothing; it must not be written to.
+
+Positional encodings tell where a node is, structural ones what its surroundings look like (Rampasek et al.
+2022, arXiv 2205.12454):
+
+|          | positional                      | structural                                                   |
+|----------|---------------------------------|--------------------------------------------------------------|
+| local    | rows of relative_random_walks   | in_degree, random_walk_diagonals, heat_kernel_diagonals,     |
+|          |                                 | electrostatic_statistics, wl_roles                           |
+| global   | laplacian_eigenvectors          | their eigenvalues                                            |
+| relative | shortest_paths,                 | differences of local ones along edges or over the pairs of   |
+| (pairs)  | relative_random_walks           | `pairs_of`                                                   |
+
 Legend: n nodes, k eigenvectors, K steps of a random walk, P pairs (the sum of squares of the graphs' sizes).
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +28,15 @@ from torch import Tensor
 
 from attlas.graph.batches import unbatch
 from attlas.graph.graph import Graph
+from attlas.graph.kept import kept
 from attlas.graph.make import to_scipy
+from attlas.graph.pairs import pairs_of
 
 if TYPE_CHECKING:
     import scipy.sparse  # a quarter of a second: imported where it is used
 
 __all__ = [
     "flip_signs",
-    "hop_features",
     "laplacian_eigenvectors",
     "random_walk_diagonals",
     "relative_random_walks",
@@ -37,6 +50,7 @@ LARGE = 10_000
 BLOCK = 256
 
 
+@kept
 def laplacian_eigenvectors(
     graph: Graph, count: int, *, skip: int = 1, normalised: bool = True, fill: float = 0.0
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
@@ -53,7 +67,7 @@ def laplacian_eigenvectors(
         raise ValueError(f"count must be 1 or more and skip 0 or more, got {count} and {skip}")
 
     def one(part: Graph) -> tuple[np.ndarray, np.ndarray]:
-        values, vectors = _eigen(_laplacian(part, normalised), skip + count)
+        values, vectors = _eigen(laplacian(part, normalised), skip + count)
         found = np.full((part.nodes, count), fill), np.full((part.nodes, count), fill)
         kept = vectors[:, skip : skip + count]
         found[0][:, : kept.shape[1]] = values[skip : skip + count]
@@ -65,7 +79,8 @@ def laplacian_eigenvectors(
     return values, vectors
 
 
-def _both_ways(graph: Graph) -> "scipy.sparse.csr_array":
+def both_ways(graph: Graph) -> "scipy.sparse.csr_array":
+    """The adjacency matrix with every edge in both directions, equal ones joined: ones."""
     import scipy.sparse
 
     adjacency = to_scipy(graph)
@@ -73,10 +88,11 @@ def _both_ways(graph: Graph) -> "scipy.sparse.csr_array":
     return scipy.sparse.csr_array(adjacency)
 
 
-def _laplacian(graph: Graph, normalised: bool) -> "scipy.sparse.csr_array":
+def laplacian(graph: Graph, normalised: bool) -> "scipy.sparse.csr_array":
+    """I - D^-1/2 A D^-1/2, or D - A, of `both_ways`."""
     import scipy.sparse
 
-    adjacency = _both_ways(graph)
+    adjacency = both_ways(graph)
     degree = np.asarray(adjacency.sum(1)).reshape(-1)
     if not normalised:
         return scipy.sparse.csr_array(scipy.sparse.diags_array(degree) - adjacency)
@@ -136,6 +152,7 @@ def flip_signs(
     return vectors * (2 * signs - 1)[graph.graph_of]
 
 
+@kept
 def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> Float[Tensor, "n K"]:
     """[P^t]_ii for t = 1 .. steps, P = D^-1 A: the chance to be back after t steps (RWSE), float64.
 
@@ -144,8 +161,9 @@ def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> F
     all and O(256 n) memory. ValueError: more than 10,000 nodes in a graph without large=True.
     """
 
+    refuse_large("random_walk_diagonals", graph, large)
+
     def one(part: Graph) -> np.ndarray:
-        _refuse("random_walk_diagonals", part, large)
         walk = _walk(part)
         found = np.zeros((part.nodes, steps))
         for first in range(0, part.nodes, BLOCK):
@@ -157,7 +175,7 @@ def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> F
                 found[rows, step] = columns[rows, rows - first]
         return found
 
-    return _by_graph(graph, steps, one)
+    return by_graph(graph, steps, one)
 
 
 def _walk(graph: Graph) -> "scipy.sparse.csr_array":
@@ -168,53 +186,58 @@ def _walk(graph: Graph) -> "scipy.sparse.csr_array":
     return scipy.sparse.csr_array(scipy.sparse.diags_array(1.0 / np.maximum(degree, 1.0)) @ adjacency)
 
 
-def _refuse(what: str, graph: Graph, large: bool) -> None:
-    if graph.nodes > LARGE and not large:
+def refuse_large(what: str, graph: Graph, large: bool) -> None:
+    """ValueError: a graph has more than LARGE nodes, and `large` does not allow it."""
+    most = graph.nodes if graph.pointer is None else max(graph.pointer.diff().tolist(), default=0)
+    if most > LARGE and not large:
         raise ValueError(
-            f"{what}: a graph of {graph.nodes} nodes has {graph.nodes**2} pairs; pass large=True to compute "
+            f"{what}: a graph of {most} nodes has {most**2} pairs; pass large=True to compute "
             f"them all the same (the limit is {LARGE} nodes)"
         )
 
 
-def _by_graph(graph: Graph, width: int, one: Callable[[Graph], np.ndarray]) -> Tensor:
+def by_graph(graph: Graph, width: int, one: Callable[[Graph], np.ndarray]) -> Tensor:
+    """`one` of every graph of a batch, (nodes, width) each, one behind the other."""
     parts = [one(part) for part in unbatch(graph)]
     return torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0, width)))
 
 
-def _all_pairs(graph: Graph, **more: Tensor) -> Graph:
-    """The complete graph with loops on each graph's nodes, receiver by receiver."""
-    senders, receivers = [], []
-    pointer = [0, graph.nodes] if graph.pointer is None else graph.pointer.tolist()
-    for start, stop in pairwise(pointer):
-        nodes = torch.arange(start, stop)
-        receivers.append(nodes.repeat_interleave(stop - start))
-        senders.append(nodes.repeat(stop - start))
-    ends = torch.cat(senders), torch.cat(receivers)
-    return Graph(*ends, graph.nodes, graph.nodes, pointer=graph.pointer, **more)  # type: ignore[arg-type]
-
-
+@kept
 def relative_random_walks(graph: Graph, steps: int, *, large: bool = False) -> Graph:
     """All pairs of each graph with edge_attr (P, steps): [I, P, P^2, ..., P^(steps - 1)]_ij (RRWP), float64.
 
     The edge j -> i of the result holds row i, column j: the chance to get from receiver i to sender j. P as
-    in `random_walk_diagonals`. Source: Ma et al. 2023, arXiv 2305.17589. Cost: O(steps E n) time, n^2 steps
-    numbers. ValueError: more than 10,000 nodes in a graph without large=True.
+    in `random_walk_diagonals`. Source: Ma et al. 2023, arXiv 2305.17589. Cost: O(steps n^3) up to 500 nodes,
+    graphs of one size at once, O(steps E n) above; n^2 steps numbers. ValueError: more than 10,000 nodes in a
+    graph without large=True.
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more (the first is the node itself), got {steps}")
-
-    def one(part: Graph) -> np.ndarray:
-        _refuse("relative_random_walks", part, large)
-        walk, power = _walk(part), np.eye(part.nodes)
-        found = np.empty((part.nodes, part.nodes, steps))
+    refuse_large("relative_random_walks", graph, large)
+    pairs = pairs_of(graph)
+    edges = torch.bincount(pairs.place, minlength=pairs.pairs).to(torch.float64)
+    chance = edges / pairs.degree.clamp_min(1)[pairs.graph.receiver]
+    found = torch.empty(pairs.pairs, steps, dtype=torch.float64)
+    for block in pairs.blocks:
+        walk, size = chance[block], block.shape[1]
+        power = torch.eye(size, dtype=torch.float64).expand_as(walk)
         for step in range(steps):
-            found[:, :, step] = power
-            power = walk @ power
-        return found.reshape(-1, steps)
-
-    return _all_pairs(graph, edge_attr=_by_graph(graph, steps, one))
+            found[block, step] = power
+            power = walk @ power if size <= DENSE else _sparse_step(walk, power)
+    return pairs.graph.replace(edge_attr=found)
 
 
+def _sparse_step(walk: Tensor, power: Tensor) -> Tensor:
+    import scipy.sparse
+
+    parts = [
+        torch.from_numpy(scipy.sparse.csr_array(one.numpy()) @ other.numpy())
+        for one, other in zip(walk, power, strict=True)
+    ]
+    return torch.stack(parts)
+
+
+@kept
 def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
     """All pairs of each graph with edge_type: edges on the shortest way from sender to receiver.
 
@@ -226,34 +249,11 @@ def shortest_paths(graph: Graph, most: int, *, large: bool = False) -> Graph:
     if most < 1:
         raise ValueError(f"most must be 1 or more, got {most}")
 
+    refuse_large("shortest_paths", graph, large)
+
     def one(part: Graph) -> np.ndarray:
-        _refuse("shortest_paths", part, large)
         # scipy's edge i -> j is the entry (i, j): ours, transposed.
         ways = csgraph.shortest_path(to_scipy(part).T, unweighted=True).T
         return np.where(np.isinf(ways), most + 1, np.minimum(ways, most)).reshape(-1)
 
-    return _all_pairs(graph, edge_type=_by_graph(graph, 1, one).reshape(-1).to(torch.int64))
-
-
-def hop_features(graph: Graph, x: Float[Tensor, "n C"], hops: int) -> list[Float[Tensor, "n C"]]:
-    """[X, A X, A^2 X, ...] up to A^hops X, A = D^-1/2 (adjacency + I) D^-1/2: averages over so many hops.
-
-    Edges are taken in both directions, equal ones joined. Computed in float32 (float64 if x is), without
-    gradient: features of the input, computed once. Source: Dwivedi et al. 2023 (LargeGT). Cost: hops E C,
-    nothing of n x n.
-    """
-    import scipy.sparse
-
-    if hops < 0:
-        raise ValueError(f"hops must be 0 or more, got {hops}")
-    adjacency = _both_ways(graph)
-    adjacency.setdiag(0.0)
-    adjacency = adjacency + scipy.sparse.eye_array(graph.nodes)
-    root = scipy.sparse.diags_array(np.asarray(adjacency.sum(1)).reshape(-1) ** -0.5)
-    matrix = (root @ adjacency @ root).tocsr()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    found, last = [x], x.detach().to(wide).cpu().numpy()
-    for _ in range(hops):
-        last = matrix.astype(last.dtype) @ last
-        found.append(torch.from_numpy(np.ascontiguousarray(last)).to(x.dtype))
-    return found
+    return pairs_of(graph).graph.replace(edge_type=by_graph(graph, 1, one).reshape(-1).to(torch.int64))

@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from attlas._common.errors import UsageError
 from attlas.graph.graph import Graph
 
-__all__ = ["NamedGraph", "read_edges"]
+__all__ = ["NamedGraph", "read_edges", "refuse_lines", "rows_of"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -50,7 +50,7 @@ def read_edges(
     if separator is not None and len(separator) != 1:
         raise UsageError(f"separator must be one letter, got {separator!r}")
     named = any(isinstance(column, str) for column in (sender, receiver, kind, *values))
-    rows = _rows(place, separator if separator is not None else _SEPARATORS.get(place.suffix.lower()))
+    rows = rows_of(place, separator, "give a file with one edge a line")
     titles: list[str] | None = None
     if header or (header is None and named):
         first = next(rows, None)
@@ -64,8 +64,13 @@ def read_edges(
     return _collected(place, rows, wanted, typed)
 
 
-def _rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, cells) of every line that says something."""
+def rows_of(path: Path, separator: str | None, remedy: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number from 1, cells) of every line of a text table that says something; see `read_edges`.
+
+    UsageError: a file that cannot be read, with the remedy, or that is no such table.
+    """
+    if separator is None:
+        separator = _SEPARATORS.get(path.suffix.lower())
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if separator is None:
@@ -82,9 +87,7 @@ def _rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}; give a file with one edge a line"
-        ) from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
 
 
 def _column(wanted: str | int, titles: list[str] | None, path: Path) -> int:
@@ -118,9 +121,7 @@ def _collected(
         numbers.append([float(cells[column]) for column in wanted[2:]])
         if typed is not None:
             kinds.append(types.setdefault(cells[typed], len(types)))
-    if wrong:
-        more = f" ({len(wrong) - 1} more lines are wrong)" if len(wrong) > 1 else ""
-        raise UsageError(f"{path}, {wrong[0]}{more}; nothing was loaded")
+    refuse_lines(path, wrong)
     if not ends:
         raise UsageError(f"{path} holds no edge: one line per edge is expected")
     graph = Graph.from_edge_index(
@@ -130,6 +131,13 @@ def _collected(
         edge_type=None if typed is None else torch.tensor(kinds, dtype=torch.int64),
     )
     return NamedGraph(graph, tuple(nodes), tuple(types))
+
+
+def refuse_lines(path: Path, wrong: Sequence[str]) -> None:
+    """UsageError with the first of the wrong lines ("line 3: why"), and how many more there are."""
+    if wrong:
+        more = f" ({len(wrong) - 1} more lines are wrong)" if len(wrong) > 1 else ""
+        raise UsageError(f"{path}, {wrong[0]}{more}; nothing was loaded")
 
 
 def _problem(cells: list[str], wanted: list[int], typed: int | None) -> str | None:

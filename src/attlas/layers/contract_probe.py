@@ -80,6 +80,8 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     """Largest difference, relative where outputs are large; infinite for other shapes or no number."""
     if found.shape != wanted.shape:
         return float("inf")
+    if not found.numel():
+        return 0.0
     largest = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1.0)
     return float(largest) if torch.isfinite(largest) else float("inf")
 

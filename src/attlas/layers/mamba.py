@@ -73,6 +73,7 @@ class SelectiveSSM(nn.Module):
         z: Float[Tensor, "B N E"] | None = None,
         *,
         valid: Bool[Tensor, "B N"] | None = None,
+        reset: Bool[Tensor, "B N"] | None = None,
         state: State | None = None,
     ) -> tuple[Float[Tensor, "B N E"], State]:
         """The outputs, times silu(z) where given, and the state after the last token."""
@@ -80,7 +81,8 @@ class SelectiveSSM(nn.Module):
         rate = -torch.exp(self.log_rate.to(wide(self.log_rate.dtype)))
         found = selective_scan(
             u, functional.linear(steer, self.step.weight), rate, write, read, self.skip, z,
-            delta_bias=self.step.bias, valid=valid, state=state, return_state=True, backend=self.backend,
+            delta_bias=self.step.bias, valid=valid, reset=reset, state=state, return_state=True,
+            backend=self.backend,
         )  # fmt: skip
         return found  # type: ignore[return-value]
 
@@ -130,10 +132,17 @@ class Mamba(nn.Module):
         self.out = nn.Linear(channels, width, bias=False) if out else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "B N C"], *, valid: Bool[Tensor, "B N"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+        reset: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        """The whole sequence from an empty past; a row that is not valid gives 0 and changes nothing."""
-        return self.advance(x, self.start(x.shape[0]), valid=valid)[0]
+        """The whole sequence from an empty past; a row that is not valid gives 0 and changes nothing.
+
+        reset: where one of several sequences begins that lie behind one another in a row.
+        """
+        return self.advance(x, self.start(x.shape[0]), valid=valid, reset=reset)[0]
 
     def start(self, batch: int) -> State:
         """Before the first token."""
@@ -141,12 +150,17 @@ class Mamba(nn.Module):
         return State(parts, parts["scan"].position)
 
     def advance(
-        self, x: Float[Tensor, "B N C"], state: State, *, valid: Bool[Tensor, "B N"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        state: State,
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+        reset: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "B N E"], State]:
         """The next N tokens of every row, and the state after them."""
         u, z = self.into(x).chunk(2, -1)
-        u, past = self.conv.advance(u, state.nested("conv"), valid=valid)
-        found, hidden = self.scan(u, z, valid=valid, state=state.nested("scan"))
+        u, past = self.conv.advance(u, state.nested("conv"), valid=valid, reset=reset)
+        found, hidden = self.scan(u, z, valid=valid, reset=reset, state=state.nested("scan"))
         return self.out(found), State({"conv": past, "scan": hidden}, hidden.position)
 
 
@@ -177,12 +191,24 @@ class BiMamba(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B N C"], *, valid: Bool[Tensor, "B N"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+        reset: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        """Every token from all valid ones; a row that is not valid gives 0."""
+        """Every token from all valid ones of its sequence; a row that is not valid gives 0."""
         x = self.norm(x)
         reverse = None if valid is None else valid.flip(1)
-        return self.out(self.ahead(x, valid=valid) + self.back(x.flip(1), valid=reverse).flip(1))
+        # Backwards a sequence begins where the next one's first token has just been read.
+        ends = None if reset is None else torch.cat([reset[:, 1:], reset[:, :1]], 1).flip(1)
+        behind = self.back(x.flip(1), valid=reverse, reset=ends).flip(1)
+        return self.out(self.ahead(x, valid=valid, reset=reset) + behind)
+
+    def last(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B C"]:
+        """The last row of `forward(x)`: backwards it is the first, which reads the last token alone."""
+        x = self.norm(x)
+        return self.out(self.ahead(x)[:, -1] + self.back(x[:, -1:])[:, 0])
 
 
 def _made(setting: Setting) -> nn.Module:

@@ -51,11 +51,17 @@ class ShortConv(nn.Module):
         return State({"past": past}, torch.zeros(batch, dtype=torch.int64, device=past.device))
 
     def advance(
-        self, x: Float[Tensor, "B N C"], state: State, *, valid: Bool[Tensor, "B N"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        state: State,
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+        reset: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "B N C"], State]:
         """The next N tokens of every row, and the state after them.
 
-        Padding stands at the end or at the start of a row: in between, neighbours would stay apart.
+        Padding stands at the end or at the start of a row: in between, neighbours would stay apart. reset: a
+        sequence of its own begins here, which sees nothing before.
         """
         if not x.numel():
             return x, state
@@ -65,13 +71,29 @@ class ShortConv(nn.Module):
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)
         joined = torch.cat([state["past"].to(x.dtype), x], 1)
-        y = functional.conv1d(
-            joined.transpose(1, 2), self.weight[:, None], self.bias, groups=self.weight.shape[0]
-        )
-        y = y.transpose(1, 2)
+        if reset is None:
+            y = functional.conv1d(
+                joined.transpose(1, 2), self.weight[:, None], self.bias, groups=self.weight.shape[0]
+            )
+            y = y.transpose(1, 2)
+        else:
+            y, joined = self._apart(joined, reset)
         if self.activation is not None:
             y = self.activation(y)
         return y, State({"past": self._last(joined, valid)}, state.position + seen)
+
+    def _apart(self, joined: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution within each sequence, and `joined` without what stands before the last one."""
+        count = reset.shape[1]
+        at = torch.arange(count, device=reset.device)
+        begin = torch.where(reset, at, -self.taps).cummax(1).values
+        y = joined.new_zeros(()) if self.bias is None else self.bias
+        for lag in range(self.taps):
+            shifted = joined[:, self.taps - 1 - lag : self.taps - 1 - lag + count]
+            outside = (at - lag < begin)[..., None]
+            y = y + self.weight[:, self.taps - 1 - lag] * shifted.masked_fill(outside, 0.0)
+        place = torch.arange(joined.shape[1], device=reset.device) - (self.taps - 1)
+        return y, joined.masked_fill((place < begin[:, -1:])[..., None], 0.0)
 
     def _last(self, joined: Tensor, valid: Tensor | None) -> Tensor:
         """The last taps - 1 inputs up to the last valid one of every row."""

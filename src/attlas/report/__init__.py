@@ -16,6 +16,8 @@ _HOME = {
     "dsf_page": "write_dsf",
     "mixer_tables": "load_mixers mixer_tables print_mixers",
     "mixer_page": "write_mixers",
+    "graph_tables": "graph_run_tables print_graph_run print_summary summary_tables",
+    "graph_page": "write_graph_run",
     "extrapolation_tables": "extrapolation_tables load_extrapolation print_extrapolation",
     "extrapolation_page": "write_extrapolation",
     "page": "ReportFiles write_report",
@@ -34,6 +36,7 @@ __all__ = [
     "budgets",
     "cost",
     "extrapolation_tables",
+    "graph_run_tables",
     "load_dsf",
     "load_extrapolation",
     "load_mixers",
@@ -46,16 +49,20 @@ __all__ = [
     "png",
     "print_dsf",
     "print_extrapolation",
+    "print_graph_run",
     "print_mixers",
     "print_patterns",
     "print_results",
+    "print_summary",
     "quality",
     "results_tables",
     "span_map",
     "static_tables",
+    "summary_tables",
     "times",
     "write_dsf",
     "write_extrapolation",
+    "write_graph_run",
     "write_mixers",
     "write_patterns",
     "write_report",
@@ -66,6 +73,9 @@ if TYPE_CHECKING:
     from attlas.report.dsf_tables import print_dsf as print_dsf
     from attlas.report.extrapolation_page import write_extrapolation as write_extrapolation
     from attlas.report.extrapolation_tables import print_extrapolation as print_extrapolation
+    from attlas.report.graph_page import write_graph_run as write_graph_run
+    from attlas.report.graph_tables import print_graph_run as print_graph_run
+    from attlas.report.graph_tables import print_summary as print_summary
     from attlas.report.mixer_page import write_mixers as write_mixers
     from attlas.report.mixer_tables import print_mixers as print_mixers
     from attlas.report.page import write_report as write_report

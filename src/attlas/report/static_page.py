@@ -19,7 +19,7 @@ from attlas.report.static_tables import NAME, StaticTable, load_patterns, static
 from attlas.report.theme import Chart
 from attlas.tune.progress import Progress, Silent
 
-__all__ = ["comparison_page", "write_patterns"]
+__all__ = ["comparison_page", "inline_picture", "write_patterns"]
 
 WIDE = ("reach", "quality")
 
@@ -77,7 +77,7 @@ def comparison_page(
     return environment.from_string(template("patterns.html.jinja")).render(
         title=result["title"],
         tables=tables,
-        pictures=[{"label": label, "source": _inline(path)} for label, path in pictures],
+        pictures=[{"label": label, "source": inline_picture(path)} for label, path in pictures],
         command=result["command"],
         machine=result["machine"],
         versions=result["versions"],
@@ -85,5 +85,6 @@ def comparison_page(
     )
 
 
-def _inline(path: Path) -> str:
+def inline_picture(path: Path) -> str:
+    """A PNG as the source of an image element."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -14,9 +14,11 @@ from attlas.score.flashbias import (
     rank_of,
     squared_distance,
 )
+from attlas.score.graph import Additive, EdgeProduct, GraphBias, TypedBias
 from attlas.score.p_laplacian import PLaplacian, log_edge_weight
 
 __all__ = [
+    "Additive",
     "Bilinear",
     "Clamped",
     "Cosine",
@@ -24,7 +26,9 @@ __all__ = [
     "Dot",
     "Edge",
     "EdgeBias",
+    "EdgeProduct",
     "Given",
+    "GraphBias",
     "LowRankBias",
     "Lowering",
     "Modulated",
@@ -34,6 +38,7 @@ __all__ = [
     "ScaledScore",
     "Score",
     "ScoreSum",
+    "TypedBias",
     "alibi",
     "alibi_slopes",
     "cosine_of_distance",

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SMALL_RECIPE", "Diverged", "Recipe", "fit"]
+__all__ = ["SMALL_RECIPE", "Diverged", "Recipe", "fit", "optimiser_of"]
 
 Batch = TypeVar("Batch")
 REPORTS = 20  # how often progress is told in a run
@@ -52,6 +52,17 @@ SMALL_RECIPE = Recipe(steps=300, learning_rate=3e-3, warm_up=20, weight_decay=0.
 """Of `SmallLM`: 300 steps of 16 windows of 128 bytes."""
 
 
+def optimiser_of(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the weights, decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+    )
+
+
 def fit(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -68,13 +79,7 @@ def fit(
     """
     from ignite.engine import Engine, Events
 
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-    )
+    optimiser = optimiser_of(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.share)
     losses: list[float] = []
 

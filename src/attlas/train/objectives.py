@@ -4,9 +4,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attlas.tasks.molecules import MoleculeBatch
 from attlas.tasks.mqar import UNASKED
 
-__all__ = ["label_loss", "next_token_loss", "recall_loss"]
+__all__ = ["absolute_loss", "label_loss", "next_token_loss", "recall_loss"]
 
 
 def next_token_loss(model: nn.Module, ids: Int[Tensor, "B n"]) -> Float[Tensor, ""]:
@@ -31,3 +32,8 @@ def recall_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Float[Tensor,
     loss = functional.cross_entropy(model(ids, asked).float(), labels[asked])
     auxiliary = getattr(model, "auxiliary", None)
     return loss if auxiliary is None else loss + auxiliary()
+
+
+def absolute_loss(model: nn.Module, batch: MoleculeBatch) -> Float[Tensor, ""]:
+    """Mean absolute error of `model(x, graph)` against the target of every graph (L1)."""
+    return functional.l1_loss(model(batch.x, batch.graph), batch.target)

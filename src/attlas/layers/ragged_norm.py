@@ -1,0 +1,22 @@
+"""Batch normalisation over the nodes, edges or pairs of a batch of graphs, however few there are."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["RaggedBatchNorm"]
+
+
+class RaggedBatchNorm(nn.BatchNorm1d):
+    """(x - mean) / sqrt(variance + eps) * weight + bias with the statistics of all rows, not per graph.
+
+    Rows come from all graphs, one behind the other, so there is no padding to leave out. A single row has no
+    variance: it is normalised by the running statistics in training too, where torch would raise; no rows
+    give none. Shapes: (rows, C) -> the same.
+    """
+
+    def forward(self, input: Float[Tensor, "rows C"]) -> Float[Tensor, "rows C"]:
+        """Normalised rows; in training the running statistics move."""
+        if not self.training or len(input) > 1:
+            return super().forward(input)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return (input - self.running_mean) * scale + self.bias
