@@ -8,7 +8,18 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, edges, large_graph, normalisers, peers, prefill, sampling, scan
+from benchmarks import (
+    attend,
+    decode,
+    edge_density,
+    edges,
+    large_graph,
+    normalisers,
+    peers,
+    prefill,
+    sampling,
+    scan,
+)
 
 MEASURED = {
     "attend": attend,
@@ -17,6 +28,7 @@ MEASURED = {
     "scan": scan,
     "peers": peers,
     "edges": edges,
+    "edge_density": edge_density,
     "normalisers": normalisers,
     "sampling": sampling,
     "large_graph": large_graph,

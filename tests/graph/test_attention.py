@@ -7,6 +7,7 @@ from torch import Tensor
 import attlas as at
 from attlas.attend import explain
 from attlas.graph import Graph, coalesce, keep_edges
+from attlas.pattern import Tokens
 from graph.test_graph import drawn
 
 
@@ -52,8 +53,9 @@ def test_equal_edges_and_loops_are_messages_of_their_own() -> None:
     assert not torch.allclose(out[0, :, 1], joined[0, :, 1])
     with pytest.raises(ValueError, match=r"the graph has equal edges, each a message of its own, which only"):
         at.attend(q, k, v, pattern=graph, backend="rows")
+    spaces = {"q_at": Tokens(3), "k_at": Tokens(4)}
     with pytest.raises(ValueError, match=r"has equal edges.*no backend can run this request"):
-        at.attend(q, k, v, pattern=graph, normaliser=at.Sigmoid(bias=0.0))
+        at.attend(q[:, :, :3], k, v, pattern=graph, **spaces)
 
 
 def test_a_node_without_edges_gets_nothing_and_gives_nothing() -> None:

@@ -11,12 +11,13 @@ from attlas.attend import edge, reference, rows
 from attlas.attend.aggregate import Aggregate, Sum
 from attlas.attend.backends import Choice, choose, core_of, execute, settled, tell
 from attlas.attend.cost import Cost, cost
+from attlas.attend.edge_walk import pair_number
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.observing import observed
 from attlas.attend.request import Request, make_request
 from attlas.attend.view import KVView
 from attlas.graph import Graph
-from attlas.pattern import Pattern, Tokens
+from attlas.pattern import GraphEdges, Pattern, Tokens
 from attlas.score import Dot, Score
 
 __all__ = ["Planned", "attend", "explain", "plan"]
@@ -62,9 +63,9 @@ def attend(
     torch's generator by default) and the positions alone. A row without edges gives 0.
 
     Returns out (B, H, N, V) in the input's dtype; with return_state (out, State), for `merge`; with
-    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`: one
-    pattern for all heads, key and value tensors, the same edges in all batch rows; always on the backends
-    rows (counted as a fallback) or reference.
+    return_edge also the score's new edge features (B, H, edges, ...) in the order of `pattern.edges`, those
+    of a Graph in its own: one pattern for all heads, key and value tensors, the same edges in all batch rows;
+    on the backends edge, rows (counted as a fallback) or reference.
 
     backend: "auto" takes the cheapest that can run the request (`explain` tells which and why), or a name.
     strict=True refuses a fallback to a slower path, which is otherwise counted (`counting()`).
@@ -87,8 +88,11 @@ def _answer(request: Request, choice: Choice) -> Any:
             raise ValueError(
                 f"attend: return_edge=True, but the score {request.score.name} gives no edge features"
             )
+        edges = found.edge
+        if isinstance(request.pattern, GraphEdges) and choice.name != edge.NAME:
+            edges = edges[:, :, pair_number(request.pattern.graph)]
         state = request.normaliser.state(found.lse, found.total)
-        return (found.out, state, found.edge) if request.return_state else (found.out, found.edge)
+        return (found.out, state, edges) if request.return_state else (found.out, edges)
     out, state = execute(request, choice)
     return (out, state) if request.return_state else out
 
@@ -121,6 +125,8 @@ def _pairs(request: Request, estimate: Cost) -> str:
     whole = request.heads * request.q_at.length * request.keys
     if request.k_at is None or request.pattern is None:
         exact = estimate.pairs if request.k_at is None else whole
+    elif isinstance(request.pattern, GraphEdges):
+        exact = request.pattern.graph.edges * request.heads
     else:
         exact = cost(
             request.pattern, reference.shapes_of(request), q_at=request.q_at, k_at=request.k_at

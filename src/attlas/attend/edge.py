@@ -17,7 +17,10 @@ __all__ = ["NAME", "detail", "estimate", "evaluate", "inner_fallback", "only_the
 
 NAME = "edge"
 OVERHEAD = 4.0
-"""Time of a pair against one in a tile of dense pairs: its keys and values are read for it alone."""
+"""Time of a pair against one in a tile of dense pairs: its keys and values are read for it alone.
+
+One over the density at which tiles are as fast (`benchmarks/edge_density.py`).
+"""
 ROWS_OVERHEAD = 20.0
 """The same without a compiled form."""
 

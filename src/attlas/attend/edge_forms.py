@@ -105,7 +105,14 @@ FORMS: tuple[FusedForm, ...] = (
 
 
 def fitting(request: Request) -> tuple[FusedForm | None, dict[str, str]]:
-    """The form that runs a request, if any, and why those before it cannot."""
+    """The form that runs a request, if any, and why those before it cannot; found once for a request."""
+    known = request.__dict__.get("_fitting")
+    if known is None:
+        known = request.__dict__["_fitting"] = _fitting(request)
+    return known
+
+
+def _fitting(request: Request) -> tuple[FusedForm | None, dict[str, str]]:
     reasons: dict[str, str] = {}
     for form in FORMS:
         reason = form.fits(request)

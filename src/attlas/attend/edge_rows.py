@@ -27,7 +27,7 @@ from attlas.graph import Graph
 from attlas.pattern import GraphEdges
 from attlas.score import Edge
 
-__all__ = ["EdgeWork", "evaluate", "graph_of", "sender_shares"]
+__all__ = ["EdgeWork", "along_edges", "evaluate", "graph_of", "sender_shares"]
 
 NUMBERS = 2**20
 """Numbers gathered for the keys of a rectangle, about: they stay in a processor's cache."""
@@ -46,6 +46,15 @@ def evaluate(request: Request) -> Result:
     if out is None or lse is None:
         raise ValueError("edge: a rectangle gave no out or no lse")
     return assemble(request, pieces, [Result(out, lse, total, states)])
+
+
+def along_edges(request: Request) -> Tensor:
+    """The weights (B, H, E) of all edges in the graph's order, of any normaliser; differentiable."""
+    request = sender_shares(request)
+    weights = _Weights(request, request.pieces()[0]).placed()[3]
+    if weights is None:
+        return request.query.new_zeros(request.batch, request.heads, 0)
+    return weights.expand(request.batch, -1, -1)
 
 
 def sender_shares(request: Request) -> Request:
@@ -197,6 +206,19 @@ class _Statistics(EdgeWork):
         ctx = RowContext(*pairs.edge[:2], pairs.seen.sum(-1, keepdim=True))
         self.request.normaliser.rows(pairs.logit, pairs.seen, ctx, *own)
         return None, ctx.statistics["lse"].squeeze(-1), None, None
+
+
+class _Weights(EdgeWork):
+    """The weight of every edge, as its state, and nothing else."""
+
+    def tile(
+        self, block: Rectangle, query: Tensor, key: Tensor, value: Tensor, operands: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        score, own, *_ = self.split(operands)
+        pairs = self.pairs(block, query, key, value, score)
+        ctx = RowContext(*pairs.edge[:2], pairs.seen.sum(-1, keepdim=True))
+        weights = self.request.normaliser.rows(pairs.logit, pairs.seen, ctx, *own)
+        return None, None, None, weights[:, :, :, block.real]
 
 
 def _along(tensor: Tensor) -> Along:

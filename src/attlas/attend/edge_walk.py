@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attlas.graph import Graph
 
-__all__ = ["Rectangle", "Side", "Walk", "walk"]
+__all__ = ["Rectangle", "Side", "Walk", "pair_number", "walk"]
 
 Side = Literal["receiver", "sender"]
 WASTE = 1.5
@@ -123,6 +123,14 @@ def walk(graph: Graph, by: Side, most: int) -> Walk:
     if (by, most) not in known:
         known[by, most] = Walk(graph, by, most)
     return known[by, most]
+
+
+def pair_number(graph: Graph) -> Tensor:
+    """(E,) int64: which number each edge has among the graph's pairs, sorted by receiver, then by sender."""
+    order = torch.argsort(graph.receiver * max(1, graph.senders) + graph.sender)
+    number = torch.empty_like(order)
+    number[order] = torch.arange(order.numel(), device=order.device)
+    return number
 
 
 def _cuts(degree: np.ndarray, most: int) -> list[tuple[int, int, int]]:

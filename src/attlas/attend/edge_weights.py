@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from attlas.attend.backends import choose, execute
+from attlas.attend.edge_rows import along_edges, graph_of
 from attlas.attend.normaliser import Normaliser, Softmax
 from attlas.attend.request import Piece, Request, make_request, take
+from attlas.attend.senders import Shares
 from attlas.attend.state import State
+from attlas.graph import Graph
 from attlas.pattern import Pattern, Tokens
 from attlas.pattern.tokens import common_sizes
 from attlas.score import Edge, Score
@@ -29,22 +32,35 @@ def weights(
     *,
     edges: tuple[Tensor, Tensor] | None = None,
     columns: Tensor | None = None,
+    graph: Graph | None = None,
     state: State | None = None,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     q_at: Tokens | None = None,
     k_at: Tokens | None = None,
 ) -> Tensor:
-    """Softmax weights of chosen pairs: edges=(rows (E,), keys (E,)) gives (B, H, E), columns=(C,) (B, H, N,
-    C).
+    """Weights of chosen pairs: edges=(rows (E,), keys (E,)) gives (B, H, E), columns=(C,) (B, H, N, C).
 
-    Pairs outside the pattern have weight 0. Differentiable in queries, keys, score tensors and the state's
-    lse. Without a state the row statistics are computed first.
+    graph, or a Graph as the pattern and nothing chosen: those of all its edges, (B, H, E) in its order, of
+    any normaliser. Chosen pairs are softmax's; outside the pattern they have weight 0. Differentiable in
+    queries, keys, score tensors and the state's lse. Without a state the row statistics are computed first.
     """
+    if graph is not None and (pattern is not None or edges is not None or columns is not None):
+        raise ValueError("weights: graph=... asks for all its edges, and takes no pattern, edges or columns")
+    whole = graph if graph is not None else pattern if isinstance(pattern, Graph) else None
+    if whole is not None and edges is None and columns is None:
+        return _of_graph(request_for(query, key, whole, score, normaliser, q_at, k_at), state)
     if (edges is None) == (columns is None):
-        raise ValueError("weights: give either edges=(rows, keys) or columns=key numbers")
+        raise ValueError(
+            "weights: give either edges=(rows, keys) or columns=key numbers, or graph= for all its edges"
+        )
     request = request_for(query, key, pattern, score, normaliser, q_at, k_at)
+    if request.edge_tensors:
+        raise ValueError(
+            f"weights: the score {request.score.name} has tensors of edges, so that pairs have no logit: ask "
+            "for those of all edges with graph=graph, in its order, and choose among them"
+        )
     state = state if state is not None else state_of(request)
     if edges is None and columns is not None:
         _within("columns", "key", columns, request.keys)
@@ -57,6 +73,19 @@ def weights(
     _within("edges[0]", "query", edges[0], request.queries)
     _within("edges[1]", "key", edges[1], request.keys)
     return _of_edges(request, state, edges[0], edges[1])
+
+
+def _of_graph(request: Request, state: State | None) -> Tensor:
+    """(B, H, E) in the order of the graph that is the request's pattern."""
+    graph = graph_of(request)
+    if (request.queries, request.keys) != (graph.receivers, graph.senders):
+        raise ValueError(
+            f"weights: a graph of {graph.receivers} receivers and {graph.senders} senders needs as many "
+            f"queries and keys, got {request.queries} and {request.keys}"
+        )
+    if state is not None:
+        request = request.but(normaliser=Shares(divisor(request, state).unsqueeze(3)))
+    return along_edges(request).to(request.dtype)
 
 
 def _within(name: str, what: str, chosen: Any, count: int) -> None:
@@ -73,28 +102,41 @@ def _within(name: str, what: str, chosen: Any, count: int) -> None:
 def apply_weights(
     weights: Tensor,
     value: Tensor,
-    pattern: Pattern,
+    pattern: Pattern | Graph,
     *,
     q_at: Tokens | None = None,
     k_at: Tokens | None = None,
 ) -> Tensor:
     """out_i = Σ_j w_ij v_j with the weights (B, H, E) of a pattern's edges in the order of `pattern.edges`.
 
-    value (B, G, M, V) gives out (B, H, N, V); without q_at there are as many queries as keys.
-    Differentiable in weights and value, O(E) memory. ValueError: a per-head pattern, another number of
-    edges.
+    Those of a Graph stand in its own order. value (B, G, M, V) gives out (B, H, N, V); without q_at there are
+    as many queries as keys. Differentiable in weights and value, O(E) memory. ValueError: a per-head pattern,
+    another number of edges.
     """
+    if isinstance(pattern, Graph):
+        _fits(weights, value, pattern.edges)
+        if q_at is not None or k_at is not None or value.shape[2] != pattern.senders:
+            raise ValueError(
+                f"apply_weights: a graph of {pattern.senders} senders takes a value of each and no token "
+                f"spaces, got value {tuple(value.shape)}"
+            )
+        by = pattern.by_receiver
+        return _ApplyWeights.apply(weights.index_select(2, by.order), value, by.pointer, by.other)
     if pattern.heads is not None:
         raise ValueError("apply_weights: the pattern must be one for all heads; call once per head")
     k_at = k_at or Tokens(value.shape[2])
     q_at = q_at or Tokens(value.shape[2])
     row_ptr, col = (torch.from_numpy(array).to(value.device) for array in pattern.edges(q_at, k_at))
-    if weights.dim() != 3 or weights.shape[2] != col.numel() or weights.shape[1] % value.shape[1]:
+    _fits(weights, value, col.numel())
+    return _ApplyWeights.apply(weights, value, row_ptr, col)
+
+
+def _fits(weights: Tensor, value: Tensor, edges: int) -> None:
+    if weights.dim() != 3 or weights.shape[2] != edges or weights.shape[1] % value.shape[1]:
         raise ValueError(
-            f"apply_weights: weights must be (batch, heads, {col.numel()} edges) with heads a multiple of "
+            f"apply_weights: weights must be (batch, heads, {edges} edges) with heads a multiple of "
             f"{value.shape[1]}, got {tuple(weights.shape)}"
         )
-    return _ApplyWeights.apply(weights, value, row_ptr, col)
 
 
 def sum_over_edges(weights: Tensor, value: Tensor, row_ptr: Tensor, col: Tensor) -> Tensor:
@@ -117,7 +159,7 @@ def sum_over_edges(weights: Tensor, value: Tensor, row_ptr: Tensor, col: Tensor)
 def request_for(
     query: Tensor,
     key: Tensor,
-    pattern: Pattern | None,
+    pattern: Pattern | Graph | None,
     score: Score | None,
     normaliser: Normaliser | None,
     q_at: Tokens | None,
