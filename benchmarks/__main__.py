@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attlas._common.files import write_json
 from attlas._common.machine import machine, versions
-from benchmarks import attend, decode, edges, normalisers, peers, prefill, scan
+from benchmarks import attend, decode, edges, large_graph, normalisers, peers, prefill, sampling, scan
 
 MEASURED = {
     "attend": attend,
@@ -18,6 +18,8 @@ MEASURED = {
     "peers": peers,
     "edges": edges,
     "normalisers": normalisers,
+    "sampling": sampling,
+    "large_graph": large_graph,
 }
 
 

@@ -136,18 +136,21 @@ def test_the_result_does_not_depend_on_threads_or_the_order_of_edges() -> None:
 
 
 def test_the_loops_are_operators_that_compile_whole() -> None:
-    from attlas.attend.edge_kernel import edge_attention
+    from attlas.attend.edge_kernel import EdgeScore, edge_attention
 
     graph = drawn(9, 30)
     q, k, v = (part.detach().requires_grad_() for part in inputs(9, dtype=torch.float32))
-    into, out_of = graph.by_receiver, graph.by_sender
+    along = (*graph.by_receiver, *graph.by_sender)
     tensors = [part.detach().transpose(1, 2).contiguous().requires_grad_() for part in (q, k, v)]
-    edges = (into.pointer, into.other, out_of.pointer, out_of.other)
-    torch.library.opcheck(torch.ops.attlas.edges, (*tensors, *edges, 0.5))
+    bias, edge = torch.randn(30, 2).requires_grad_(), torch.randn(30, 2, 8).requires_grad_()
+    for kind, more in ((0, (bias, None)), (2, (None, edge))):
+        numbers = (kind, 0.5, 1.0, -1.0, 1.0, kind == 2)
+        torch.library.opcheck(torch.ops.attlas.edges, (*tensors, *more, *along, *numbers))
+    score = EdgeScore("dot", 0.5)
     whole = torch.compile(
-        lambda *parts: edge_attention(*parts, graph, 0.5)[0], fullgraph=True, backend="eager"
+        lambda *parts: edge_attention(*parts, graph, score)[0], fullgraph=True, backend="eager"
     )
-    assert torch.equal(whole(q, k, v), edge_attention(q, k, v, graph, 0.5)[0])
+    assert torch.equal(whole(q, k, v), edge_attention(q, k, v, graph, score)[0])
 
 
 def test_sparse_graphs_take_the_edges_and_say_so() -> None:

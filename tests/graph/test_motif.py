@@ -1,4 +1,4 @@
-"""Motifs against NetworkX's isomorphism, known numbers of multigraphs, and contraction orders by their rules."""
+"""Motifs against NetworkX's isomorphism, known numbers of multigraphs, and contraction orders by rules."""
 
 from itertools import permutations
 
@@ -122,7 +122,7 @@ def worst(motif, order):
 
 
 def test_what_each_bank_misses_first():
-    """Message passing: the triangle. Matrix products: K4, and K4 without the red edge. Two at once: neither."""
+    """Message passing: the triangle. Matrix products: K4, with or without its red edge. Two at once: none."""
     missed = {
         (bank.name, red): [one for one in motifs(6 - (red == 2), red=red) if not computable(one, bank)]
         for bank in BANKS

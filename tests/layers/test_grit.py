@@ -52,7 +52,7 @@ def rho(x):
 
 def dense_layer(layer, x, e, degree):
     """The sheet's steps 2 to 6, one head at a time, x (n, d), e (n, n, d)."""
-    n, width = x.shape
+    width = x.shape[1]
     f = width // layer.heads
     outs, states = [], []
     for head in range(layer.heads):
@@ -88,7 +88,9 @@ def dense(net, x, graph, attr):
     for edge, (sender, receiver) in enumerate(graph.edge_index.T.tolist()):
         e[receiver, sender] += attr[edge] @ net.encoder.edge.weight.T + net.encoder.edge.bias
     x = x + walk.diagonal(dim1=0, dim2=1).T @ net.encoder.node.weight.T
-    degree = torch.tensor([sum(end == node for _, end in graph.edge_index.T.tolist()) for node in range(len(x))])
+    degree = torch.tensor(
+        [sum(end == node for _, end in graph.edge_index.T.tolist()) for node in range(len(x))]
+    )
     for layer in net.layers:
         x, e = dense_layer(layer, x, e, degree.double())
     return x, e
@@ -175,7 +177,13 @@ def test_walks_are_powers_with_the_identity_first():
 
 
 def test_walks_of_a_batch_are_those_of_its_graphs():
-    parts = [given(), given([(0, 1)], 2), given([(0, 0)], 1), given(nodes=7), Graph.from_edge_index([], num_nodes=3)]
+    parts = [
+        given(),
+        given([(0, 1)], 2),
+        given([(0, 0)], 1),
+        given(nodes=7),
+        Graph.from_edge_index([], num_nodes=3),
+    ]
     parts += [from_networkx(networkx.gnp_random_graph(6, 0.5, seed=seed))[0] for seed in range(2)]
     walks = random_walks(batch(parts), 4, torch.float64)
     alone = torch.cat([powers(part, 4).reshape(-1, 4) for part in parts])

@@ -55,12 +55,12 @@ def _limits(score: Score) -> tuple[Score, dict[str, float]]:
 
 def _dot_score(request: Request) -> EdgeScore | None:
     score, limits = _limits(request.score)
-    terms = list(score.terms())
+    terms = score.terms()
     dots = [term for term in terms if term.kernel == "dot"]
-    biases = [term.values for term in terms if isinstance(term, GraphBias | TypedBias)]
-    if len(dots) != 1 or len(biases) + 1 != len(terms):
+    biased = sum(type(term) in (GraphBias, TypedBias) for term in terms)
+    if len(dots) != 1 or biased + 1 != len(terms):
         return None
-    columns = [one if one.dim() == 2 else one[:, None] for one in biases]
+    columns = [one if one.dim() == 2 else one[:, None] for one in request.edge_tensors]
     bias = sum(columns[1:], start=columns[0]) if columns else None
     scale = dots[0].scale_for(request.width)  # type: ignore[attr-defined]
     return EdgeScore("dot", scale, bias=bias, **limits)
@@ -70,14 +70,13 @@ def _additive_score(request: Request) -> EdgeScore | None:
     score, limits = _limits(request.score)
     if type(score) is not Additive or score.slope <= 0 or request.width != 1:
         return None
-    edge = score.edge
-    bias = edge if edge is None or edge.dim() == 2 else edge[:, None]
-    return EdgeScore("additive", slope=score.slope, bias=bias, **limits)
+    columns = [one if one.dim() == 2 else one[:, None] for one in request.edge_tensors]
+    return EdgeScore("additive", slope=score.slope, bias=columns[0] if columns else None, **limits)
 
 
 def _product_score(request: Request) -> EdgeScore | None:
     score, limits = _limits(request.score)
-    if type(score) is not EdgeProduct:
+    if type(score) is not EdgeProduct or score.edge.shape[1:] != (request.heads, request.width):
         return None
     return EdgeScore("product", 1.0 / math.sqrt(request.width), edge=score.edge, **limits)
 
@@ -89,7 +88,9 @@ def _run(make: Callable[[Request], EdgeScore | None]) -> Callable[[Request], Res
             raise ValueError(f"edge: no compiled form of {request.score.name}")
         graph = request.pattern.graph  # type: ignore[union-attr]
         state = request.return_edge
-        out, lse, states = edge_attention(request.query, request.key, request.value, graph, score, state=state)
+        out, lse, states = edge_attention(
+            request.query, request.key, request.value, graph, score, state=state
+        )
         return Result(out, lse, edge=states)
 
     return run

@@ -5,35 +5,28 @@ whole. Memory beside the inputs: out and lse; backward: the gradients. Nothing e
 Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
 """
 
-import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from attlas.attend.edge_units import Units, add_parts, merge_parts, units_of
-from attlas.attend.team import machine_code, missing, run
+from attlas.attend.edge_call import LANES, run_loop
+from attlas.attend.edge_units import add_parts, merge_parts, units_of
+from attlas.attend.team import missing
 from attlas.graph import Graph
 
 __all__ = ["EdgeScore", "edge_attention", "refusal"]
 
-ALONE = 4096
-"""Edges and nodes below which a second thread is not worth its call."""
-LANES = 8
-"""Heads are padded with zeros to a whole number of vectors of so many numbers."""
-
 
 @dataclass(frozen=True)
 class EdgeScore:
-    """What the loops know as a score: limited to low .. high, with s = scale and b the bias,
+    """What the loops know as a score, limited to low .. high, with s = scale and b the bias.
 
-    "dot": s q . k + b; "additive": leaky_relu(q + k + b), widths 1; "product": the sum of s q k e, which is also
-    the state. bias: (E, 1) or (E, H), edge: (E, H, D), in the graph's order.
+    "dot": s q . k + b; "additive": leaky_relu(q + k + b), widths 1; "product": the sum of s q k e, whose
+    terms are the state. bias: (E, 1) or (E, H), edge: (E, H, D), in the graph's order.
     """
 
     kind: str = "dot"
@@ -64,9 +57,9 @@ def edge_attention(
 
     Equal edges are messages of their own. Returns out (B, H, R, V), in memory (B, R, H, V), lse (B, H, R),
     float32 or float64, and the states (B, H, E, D) of products, in memory (B, E, H, D), where asked for; a
-    receiver without edges: 0 and -inf. Tensors that are node-major in memory are read where they are; bfloat16
-    is computed in float32. Scores with tensors of edges: B = 1. Differentiable once; bitwise the same for any
-    number of threads. Cost: 2 E H (D + V) FLOPs, with backward 2 E H (5 D + 4 V) more.
+    receiver without edges: 0 and -inf. Tensors that are node-major in memory are read where they are;
+    bfloat16 is computed in float32. Scores with tensors of edges: B = 1. Differentiable once; bitwise the
+    same for any number of threads. Cost: 2 E H (D + V) FLOPs, with backward 2 E H (5 D + 4 V) more.
     """
     given = [part for part in (query, key, value, score.bias, score.edge) if part is not None]
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
@@ -121,7 +114,7 @@ def _edges(
     states = query.new_empty(_state_shape(query, senders, state))
     along = {"bias": bias, "edge": edge, "state": states if state else None}
     numbers = (kind, scale, slope, low, high)
-    _call("forward", units, (receiver, senders, into), numbers, **given, **along, **found)
+    run_loop("forward", units, (receiver, senders, into), numbers, **given, **along, **found)
     merge_parts(units, **found)
     return found["out"], found["lse"], states
 
@@ -149,14 +142,15 @@ def _edges_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     numbers = (kind, scale, slope, low, high)
     given: dict[str, Tensor | None] = {
-        "query": _together(query), "key": _together(key), "value": _together(value), "bias": bias, "edge": edge,
+        "query": _together(query), "key": _together(key), "value": _together(value),
+        "bias": bias, "edge": edge,
         "lse": lse, "out": out, "grad_out": grad_out, "grad_lse": grad_lse, "grad_state": grad_state,
         "ends": lse.new_empty(*lse.shape[:2], 2, lse.shape[2]),
     }  # fmt: skip
     grads = _fake_gradients(query, key, value, bias, edge, to_bias)
     units = units_of(receiver)
     parts = [query.new_empty(query.shape[0], units.slots, *query.shape[2:])]
-    _call(
+    run_loop(
         "receivers", units, (receiver, senders, into), numbers, **given, grad_query=grads[0],
         part_query=parts[0], grad_bias=grads[3] if to_bias else None,
         grad_edge=None if edge is None else grads[4],
@@ -164,7 +158,7 @@ def _edges_backward(
     add_parts(units, grads[0], parts[0])
     units = units_of(sender)
     parts = [part.new_empty(part.shape[0], units.slots, *part.shape[2:]) for part in (key, value)]
-    _call(
+    run_loop(
         "senders", units, (sender, receivers, out_of), numbers, **given, grad_key=grads[1],
         grad_value=grads[2], part_key=parts[0], part_value=parts[1],
     )  # fmt: skip
@@ -222,50 +216,3 @@ def _once(ctx: Any, *grads: Any) -> Any:
 
 
 _edges_backward.register_autograd(_once, setup_context=_keep_nothing)
-
-
-def _call(
-    what: str,
-    units: Units,
-    edges: tuple[Tensor, Tensor, Tensor],
-    numbers: tuple[int, float, float, float, float],
-    **tensors: Tensor | None,
-) -> None:
-    """Run one of the loops over the sorted edges in all of torch's threads."""
-    from attlas.attend.edge_scores import CALL
-
-    query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    if query is None or key is None or value is None:
-        raise ValueError("attention along edges: it takes queries, keys and values")
-    kind, scale, slope, low, high = numbers
-    bias = tensors.get("bias")
-    counter = ctypes.c_int64(0)
-    sizes: dict[str, float] = {
-        "count": len(units.table), "slots": units.slots, "huge": units.huge, "form": kind,
-        "batch": query.shape[0], "heads": query.shape[2], "kv_heads": key.shape[2],
-        "receivers": query.shape[1], "senders": key.shape[1], "edges": edges[1].numel(),
-        "width": query.shape[3], "value_width": value.shape[3],
-        "bias_heads": 0 if bias is None else bias.shape[1], "limited": low > -np.inf or high < np.inf,
-        "counter": ctypes.addressof(counter), "scale": scale, "slope": slope, "low": low, "high": high,
-    }  # fmt: skip
-    for name, part in (("query", query), ("key", key), ("value", value)):
-        sizes[f"{name}_batch"], sizes[f"{name}_node"] = (part.itemsize * step for step in part.stride()[:2])
-    call = np.zeros(1, CALL)
-    held = tensors | dict(zip(("pointer", "other", "order"), edges, strict=True)) | {"units": units.table}
-    for name, number in sizes.items():
-        call[name] = number
-    for name, tensor in held.items():
-        call[name] = 0 if tensor is None else tensor.data_ptr()
-    work = (edges[1].numel() + edges[0].numel()) * query.shape[0]
-    run(_code(what, query.dtype == torch.float64), call.ctypes.data, _threads(work))
-
-
-def _threads(work: int) -> int:
-    return 1 if work < ALONE else torch.get_num_threads()
-
-
-def _code(what: str, double: bool) -> tuple[int, Any]:
-    from attlas.attend import edge_loops
-
-    compiled: Callable[[], int] = lambda: edge_loops.compiled(what, double)  # noqa: E731
-    return machine_code(("edges", what, double), compiled)

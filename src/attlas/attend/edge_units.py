@@ -17,7 +17,7 @@ LONGEST = 4096
 
 
 class Units(NamedTuple):
-    """table (units, 5) of `edge_scores.CALL`; huge: nodes of more edges are cut; cut: their slots, by node."""
+    """table (units, 5) of `edge_scores.CALL`; huge: nodes of more edges are cut; cut: the slots of each."""
 
     table: Tensor
     huge: int
@@ -54,7 +54,7 @@ def units_of(pointer: Tensor) -> Units:
 
 
 def merge_parts(units: Units, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Softmax over parts of the edges of cut nodes: out (B, R, H, V) and lse (B, R, H) from those of parts."""
+    """Softmax over the edges of cut nodes: out (B, R, H, V) and lse (B, R, H) from those of parts."""
     for node, slots in units.cut.items():
         part = part_lse[:, slots]
         whole = torch.logsumexp(part, 1)

@@ -12,6 +12,7 @@ from attlas.graph.change import (
     with_virtual_nodes,
     without_self_loops,
 )
+from attlas.graph.contraction import BANKS, MPNN, PPGN, PPGN_PLUS, Bank, computable, elimination, treewidth
 from attlas.graph.encodings import (
     flip_signs,
     laplacian_eigenvectors,
@@ -37,17 +38,27 @@ from attlas.graph.make import (
     to_pyg,
     to_scipy,
 )
+from attlas.graph.motif import Motif, clique, cycle, motifs, path
 from attlas.graph.neighbours import at_most, neighbour_mean, neighbour_sum
 from attlas.graph.pairs import PairGraph, pairs_of
+from attlas.graph.polynomials import homomorphisms, motif_features
+from attlas.graph.prone import prone
 from attlas.graph.sample import NeighbourLoader, Sampled, sample_hops, sample_neighbours
 from attlas.graph.segment import segment_reduce, segment_softmax
+from attlas.graph.subgraph_counts import injective, subgraph_counts
 from attlas.graph.tables import NamedGraph, read_edges
 from attlas.graph.walks import WalkTokens, walk_tokens
 
 __all__ = [
+    "BANKS",
     "ELECTROSTATIC",
+    "MPNN",
+    "PPGN",
+    "PPGN_PLUS",
     "Adjacency",
+    "Bank",
     "Graph",
+    "Motif",
     "NamedGraph",
     "NeighbourLoader",
     "PairGraph",
@@ -59,22 +70,32 @@ __all__ = [
     "at_most",
     "average",
     "batch",
+    "clique",
     "coalesce",
     "complete",
+    "computable",
+    "cycle",
     "electrostatic_statistics",
+    "elimination",
     "flip_signs",
     "from_networkx",
     "from_pyg",
     "from_scipy",
     "heat_kernel_diagonals",
+    "homomorphisms",
     "hop_features",
+    "injective",
     "keep_edges",
     "kept",
     "laplacian_eigenvectors",
     "load_graph",
+    "motif_features",
+    "motifs",
     "neighbour_mean",
     "neighbour_sum",
     "pairs_of",
+    "path",
+    "prone",
     "ragged",
     "random_walk_diagonals",
     "read_edges",
@@ -88,10 +109,12 @@ __all__ = [
     "shortest_paths",
     "size_buckets",
     "subgraph",
+    "subgraph_counts",
     "to_networkx",
     "to_padded",
     "to_pyg",
     "to_scipy",
+    "treewidth",
     "unbatch",
     "undirected",
     "walk_tokens",

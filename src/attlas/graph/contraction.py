@@ -6,7 +6,7 @@ products, loops products with a diagonal. Source: Puny et al. 2023, arXiv 2302.1
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 from attlas.graph.motif import Motif
@@ -59,9 +59,7 @@ def elimination(motif: Motif, bank: Bank | None = None) -> tuple[Move, ...] | No
 
 def treewidth(motif: Motif) -> int:
     """Of the motif with its red vertices joined: n^(treewidth + 1) is the time to evaluate it densely."""
-    return max(
-        [len(motif.red) - 1, *(len(move.neighbours) for move in elimination(motif) or ())], default=0
-    )
+    return max([len(motif.red) - 1, *(len(move.neighbours) for move in elimination(motif) or ())], default=0)
 
 
 def computable(motif: Motif, bank: Bank) -> bool:
@@ -69,7 +67,7 @@ def computable(motif: Motif, bank: Bank) -> bool:
     return elimination(motif, bank) is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _best(motif: Motif, bank: Bank | None, gone: frozenset[int]) -> tuple[int, int, tuple[Move, ...]] | None:
     """(most neighbours, cost, moves) of the rest, once the vertices `gone` are summed over."""
     free = [v for v in range(motif.vertices) if v not in gone and v not in motif.red]

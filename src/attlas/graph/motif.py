@@ -5,7 +5,7 @@ Source: Puny et al. 2023, arXiv 2302.11556. Legend: m vertices, t edges.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from itertools import combinations, permutations
 
 __all__ = ["Motif", "clique", "cycle", "motifs", "path"]
@@ -17,7 +17,7 @@ Ends = tuple[int, int]
 class Motif:
     """A multigraph on vertices 0 .. m - 1, of which some are red: the axes of its polynomial's value.
 
-    vertices: m. edges: (r, s) each, parallel ones and loops allowed; the factor X[j_r, j_s] of the polynomial.
+    vertices: m. edges: (r, s) each, parallel ones and loops allowed; factors X[j_r, j_s] of the polynomial.
     red: none (a number for a graph), one vertex (a number for every node) or two (for every pair of nodes).
     directed: whether (r, s) differs from (s, r); if not, X has to be symmetric. Two motifs are equal if they
     are written the same; `canonical` is equal for isomorphic ones.
@@ -60,22 +60,6 @@ class Motif:
                 found[a].add(b)
                 found[b].add(a)
         return tuple(frozenset(one) for one in found)
-
-    @property
-    def connected(self) -> bool:
-        """Whether every vertex is joined to every other one (the empty motif is not)."""
-        return len(self.parts) == 1
-
-    @property
-    def simple(self) -> bool:
-        """No loops and no parallel edges."""
-        return all(a != b for a, b in self.edges) and len(set(self.edges)) == len(self.edges)
-
-    def renamed(self, name: Sequence[int], vertices: int | None = None) -> "Motif":
-        """Vertex v becomes name[v]; several may become one (of `vertices` in all)."""
-        edges = tuple((name[a], name[b]) for a, b in self.edges)
-        count = self.vertices if vertices is None else vertices
-        return Motif(count, edges, tuple(name[v] for v in self.red), self.directed)
 
     @cached_property
     def components(self) -> tuple[tuple[int, ...], ...]:
@@ -173,7 +157,7 @@ def _colours(motif: Motif, first: list[int]) -> list[int]:
         colours = found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _canonical(motif: Motif) -> Motif:
     first = [len(motif.red)] * motif.vertices
     for place, vertex in enumerate(motif.red):
@@ -182,7 +166,7 @@ def _canonical(motif: Motif) -> Motif:
 
 
 def _leaves(motif: Motif, colours: list[int]) -> Iterator[Motif]:
-    """The motif renamed by every colouring that tells all vertices apart: one vertex singled out at a time."""
+    """The motif renamed by every colouring that tells vertices apart: one singled out at a time."""
     classes = sorted(set(colours))
     many = [c for c in classes if colours.count(c) > 1]
     if not many:

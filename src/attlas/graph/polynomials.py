@@ -2,7 +2,8 @@
 
     P_H(X) = sum over j in [n]^m of the product of X[j_r, j_s] over the edges (r, s) of H
 
-with j fixed at the red vertices. Source: Puny et al. 2023, arXiv 2302.11556. Legend: n nodes, E edges, G graphs.
+with j fixed at the red vertices. Source: Puny et al. 2023, arXiv 2302.11556.
+Legend: n nodes, E edges, G graphs.
 """
 
 import math
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from attlas.graph.graph import Graph
 from attlas.graph.make import to_scipy
+from attlas.graph.matrices import checked
 from attlas.graph.motif import Motif
-from attlas.graph.tensor_network import Network, checked, evaluate
+from attlas.graph.tensor_network import Network, evaluate
 
 __all__ = ["count_all", "homomorphisms", "motif_features"]
 
@@ -106,8 +108,8 @@ def motif_features(
 def _counted(motif: Motif, x: _Input) -> Tensor:
     if not motif.directed and not x.symmetric:
         raise ValueError(
-            f"the motif {motif} has no directions, but X is not symmetric: give Motif(..., directed=True), or "
-            "attlas.graph.undirected(graph)"
+            f"the motif {motif} has no directions, but X is not symmetric: give Motif(..., directed=True), "
+            "or attlas.graph.undirected(graph)"
         )
     # The polynomial is the product of those of the components.
     number, values = np.ones(1 if x.graph is None else x.graph.graphs), []
@@ -161,7 +163,7 @@ def _everywhere(part: Motif, x: _Input) -> np.ndarray:
         def put(nodes: tuple[np.ndarray, ...], tensor: Any) -> None:
             total[0] += tensor
 
-        evaluate(part, _network(part, x), put)
+        evaluate(_network(part, x), part.red, put)
         return total
     at_nodes = _vector(part.rooted(0), x)
     return np.bincount(x.graph.graph_of.numpy(), weights=at_nodes, minlength=x.graph.graphs)
@@ -173,7 +175,7 @@ def _vector(part: Motif, x: _Input) -> np.ndarray:
     def put(nodes: tuple[np.ndarray, ...], tensor: Any) -> None:
         found[nodes[0]] += tensor
 
-    evaluate(part, _network(part, x), put)
+    evaluate(_network(part, x), part.red, put)
     return found
 
 
@@ -185,7 +187,7 @@ def _pairs(part: Motif, x: _Input) -> np.ndarray:
         def put(nodes: tuple[np.ndarray, ...], tensor: Any) -> None:
             dense[np.ix_(*nodes)] += tensor
 
-        evaluate(part, _network(part, x), put)
+        evaluate(_network(part, x), part.red, put)
         return dense
     ends = x.graph.receiver.numpy(), x.graph.sender.numpy()
     found = np.zeros(x.graph.edges)
@@ -194,7 +196,7 @@ def _pairs(part: Motif, x: _Input) -> np.ndarray:
     def put_edges(nodes: tuple[np.ndarray, ...], tensor: Any) -> None:
         places.add(found, nodes, tensor)
 
-    evaluate(part, _network(part, x), put_edges)
+    evaluate(_network(part, x), part.red, put_edges)
     return found
 
 

@@ -1,6 +1,7 @@
 """From homomorphisms to copies: sums over different nodes only, by Moebius inversion over vertex partitions.
 
-    inj_H(X) = sum over partitions of H's vertices of prod_blocks (-1)^(|B| - 1) (|B| - 1)! * P_{H / partition}(X)
+    inj_H(X) = sum over partitions of H's vertices of mu * P_{H / partition}(X),
+    mu = product over its blocks B of (-1)^(|B| - 1) (|B| - 1)!
 
 Source: Puny et al. 2023, arXiv 2302.11556; Lovasz 2012 for the inversion. Legend: m vertices.
 """
@@ -8,7 +9,7 @@ Source: Puny et al. 2023, arXiv 2302.11556; Lovasz 2012 for the inversion. Legen
 import math
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -34,7 +35,7 @@ def _partitions(vertices: int) -> Iterator[tuple[int, ...]]:
     yield from grown((), 0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _merged(motif: Motif) -> tuple[tuple[Motif, int], ...]:
     """(quotient, Moebius factor) of every partition that keeps the red vertices apart, like ones together."""
     factors: Counter[Motif] = Counter()
@@ -49,8 +50,8 @@ def _merged(motif: Motif) -> tuple[tuple[Motif, int], ...]:
 def injective_terms(motif: Motif, *, loops: bool = True) -> MappingProxyType[Motif, int]:
     """{H': c} with inj_H = sum of c P_H', off the diagonal for two red vertices.
 
-    loops: False leaves out motifs with loops, which are 0 where X has none. Cost: all partitions of m vertices
-    (4,140 for 8); ValueError: more than 9.
+    loops: False leaves out motifs with loops, which are 0 where X has none. Cost: all partitions of m
+    vertices (4,140 for 8); ValueError: more than 9.
     """
     _check(motif)
     return MappingProxyType(
@@ -97,8 +98,8 @@ def injective(motif: Motif, x: Graph | Tensor, *, weights: Tensor | None = None)
 def subgraph_counts(motif: Motif, x: Graph | Tensor) -> Tensor:
     """How many copies of the motif there are: in the graph, or with a node, or a pair, at the red vertices.
 
-    The graph must be simple for copies to be what they are called: no loops, no equal edges. Cost: that of the
-    motifs of `injective_terms`.
+    The graph must be simple for copies to be what they are called: no loops, no equal edges. Cost: that of
+    the motifs of `injective_terms`.
     """
     if isinstance(x, Graph) and x.has_equal_edges:
         raise ValueError("subgraph_counts: the graph has equal edges; join them with attlas.graph.coalesce")

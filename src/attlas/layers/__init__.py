@@ -19,6 +19,7 @@ from attlas.layers.block import Block
 from attlas.layers.by_graph import ByGraph, GraphAttention, mixer_by_graph
 from attlas.layers.clear import ClearMix, PooledKeys, extrapolated_scale
 from attlas.layers.cmr import Reweaving
+from attlas.layers.codebook import CodebookAttention, EMACodebook, codebook_attention
 from attlas.layers.combiner import Combiner
 from attlas.layers.contract import Finding, check_mixer
 from attlas.layers.convit import GPSA
@@ -49,6 +50,7 @@ from attlas.layers.gin_attention import GINAttention
 from attlas.layers.gine import GINE
 from attlas.layers.gmn import ForwardMamba, GMNLayer, SubgraphEncoder
 from attlas.layers.gps import GPS
+from attlas.layers.graph_attention import AdditiveGraphAttention, DotGraphAttention
 from attlas.layers.graph_contract import GraphFinding, check_graph_layer
 from attlas.layers.graph_encoders import (
     DegreeEncoder,
@@ -69,12 +71,14 @@ from attlas.layers.graph_layers import (
     register_graph_layer,
 )
 from attlas.layers.graphlayoutlm import GraphLayoutAttention, LayoutGraph, layout_graph
+from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore
 from attlas.layers.gt import GT, ResidualSteps
 from attlas.layers.halonet import HaloAttention, halo_attention
 from attlas.layers.joint import KernelMix, SoftmaxMix, StreamAttention, TwoStreamAttention, places
 from attlas.layers.kgat import BiInteraction, GraphConvolution, GraphSage, KGATLayer, RelationAttention
 from attlas.layers.lama import LAMA, lama_logits, masked_mean, star, word_importance
 from attlas.layers.lamamba import SS2D, ModulatedBlock, ShiftedWindowAttention, lamamba_block
+from attlas.layers.large_gt import HopTokens, SampledAttention, TokenAttention
 from attlas.layers.lightning import LightningAttention, alibi_by_layer, lightning1, linear_by_layer
 from attlas.layers.lssa import LssarAttention
 from attlas.layers.mamba import BiMamba, Mamba, SelectiveSSM
@@ -128,6 +132,7 @@ from attlas.layers.plga_prefix import PrefixPLGA
 from attlas.layers.pna_attention import PNAAttention, pna_aggregates
 from attlas.layers.pooling import AdditivePooling, MeanPooling, SelfAttentionPooling
 from attlas.layers.position_gate import PositionGate
+from attlas.layers.ppgn import PPGN, PPGNBlock, matrix_product, pair_product
 from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.layers.relative_bias import RelativeBias
 from attlas.layers.rotary import rotary, rotary_pairs
@@ -153,16 +158,19 @@ __all__ = [
     "GPS",
     "GPSA",
     "GRAPH_LAYERS",
+    "GRIT",
     "GT",
     "LAMA",
     "MIXERS",
     "PLGA",
+    "PPGN",
     "QLSTM",
     "SAGE",
     "SGLU",
     "SS2D",
     "ABCAttention",
     "Aaren",
+    "AdditiveGraphAttention",
     "AdditivePooling",
     "AdditiveScore",
     "AgentAttention",
@@ -182,6 +190,7 @@ __all__ = [
     "CausalFlowAttention",
     "ChannelMixer",
     "ClearMix",
+    "CodebookAttention",
     "Combiner",
     "ConvBN",
     "CosformerAttention",
@@ -189,8 +198,10 @@ __all__ = [
     "Deduced",
     "DegreeEncoder",
     "DependencyBlock",
+    "DotGraphAttention",
     "DynamicKeys",
     "DynamicValues",
+    "EMACodebook",
     "EigenDeepSet",
     "EigenTransformer",
     "FavorAttention",
@@ -204,6 +215,9 @@ __all__ = [
     "GATv2Gather",
     "GINAttention",
     "GMNLayer",
+    "GRITEncoder",
+    "GRITLayer",
+    "GRITScore",
     "Gate",
     "GatedAttention",
     "GatedConv",
@@ -219,6 +233,7 @@ __all__ = [
     "GraphSetting",
     "GridMixer",
     "HaloAttention",
+    "HopTokens",
     "ImplicitConv",
     "KGATLayer",
     "KernelMix",
@@ -252,6 +267,7 @@ __all__ = [
     "OneMap",
     "PAdapter",
     "PNAAttention",
+    "PPGNBlock",
     "Partition",
     "PartitionAttention",
     "PerformerAttention",
@@ -268,6 +284,7 @@ __all__ = [
     "Reweaving",
     "RoleEncoder",
     "SRMSNorm",
+    "SampledAttention",
     "SeasonalNorm",
     "SelectiveSSM",
     "SelfAttention",
@@ -292,6 +309,7 @@ __all__ = [
     "TaylorAttention",
     "TiledLayer",
     "Together",
+    "TokenAttention",
     "TokenFeedForward",
     "TopAttention",
     "TransNormerBlock",
@@ -310,6 +328,7 @@ __all__ = [
     "block_partition",
     "check_graph_layer",
     "check_mixer",
+    "codebook_attention",
     "collapsed",
     "collapsed_stack",
     "dag_penalty",
@@ -335,12 +354,14 @@ __all__ = [
     "linear_by_graph",
     "linear_by_layer",
     "masked_mean",
+    "matrix_product",
     "mixer_by_graph",
     "mixer_entry",
     "one_triangle",
     "p_laplacian_edges",
     "p_laplacian_official",
     "p_laplacian_step",
+    "pair_product",
     "places",
     "pna_aggregates",
     "pooled_nodes",

@@ -24,8 +24,8 @@ def favor_features(
     """phi(x) = (exp(W y - |y|^2 / 2 - s) + 1e-4) / sqrt F with y = x / D^(1/4).
 
     phi(q).phi(k) is near exp(q.k / sqrt D) up to a factor. s is the largest W y, without gradient: of each
-    row, for queries, or with `graph` of all nodes of a graph in a head, for its keys. The 1e-4 lets it show in
-    the result, so it must not see other graphs.
+    row, for queries, or with `graph` of all nodes of a graph in a head, for its keys. The 1e-4 lets it
+    show in the result, so it must not see other graphs.
     """
     scaled = x * x.shape[-1] ** -0.25
     along = scaled @ directions.to(x.dtype).T

@@ -204,7 +204,7 @@ def _reach(probe: GraphProbe) -> Iterator[str]:
             yield f"reach None says that any node matters, but over {PATH - 1} hops nothing changes"
         return
     for node, others in changed.items():
-        if wrong := sorted(others - set(range(node, node + reach + 1))):
+        if wrong := sorted(others - set(range(node - reach * probe.entry.both_ways, node + reach + 1))):
             yield (
                 f"node {node} of the path 0 -> 1 -> ... changes the output of {wrong[0]}, beyond its reach "
                 f"of {reach} hops along the edges"

@@ -41,14 +41,15 @@ class GraphEntry:
 
     edges: "none" it reads no edge features, "features" it reads them as edge_attr (E, edge_width), "state" it
     also returns new ones, "types" edge_attr is (E,) int64 below edge_types. reach: hops from which a node's
-    output may be changed (None: any node of its graph). excused: a name of GRAPH_CONTRACT -> why it cannot
-    hold, in a sentence.
+    output may be changed (None: any node of its graph), along the edges, or with both_ways against them too.
+    excused: a name of GRAPH_CONTRACT -> why it cannot hold, in a sentence.
     """
 
     name: str
     make: Callable[[GraphSetting], nn.Module]
     edges: Literal["none", "features", "state", "types"] = "none"
     reach: int | None = None
+    both_ways: bool = False
     excused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ class GRITScore(Score):
 
 @kept
 def random_walks(graph: Graph, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(P, K) [I, P, .., P^(K - 1)]_ij of all pairs (`relative_random_walks`), kept as long as the graph lives."""
+    """(P, K) [I, P, .., P^(K - 1)]_ij of all pairs (`relative_random_walks`), kept with the graph."""
     found = relative_random_walks(graph, steps).edge_attr
     if found is None:
         raise ValueError("random_walks: relative_random_walks gave no features")

@@ -21,6 +21,7 @@ from attlas.models.halonet import HALONETS, HaloNet, HaloNetConfig, small_halone
 from attlas.models.kgat import KGAT, MatrixFactorisation
 from attlas.models.lama import RecurrentClassifier
 from attlas.models.lamamba import LaMambaDenoiser, LaMambaUNet
+from attlas.models.large_gt import LargeGT
 from attlas.models.maxvit import MAXVITS, MaxViT, MaxViTConfig, small_maxvit
 from attlas.models.minimal import (
     MINIMALS,
@@ -74,6 +75,7 @@ __all__ = [
     "JointDenoiser",
     "LaMambaDenoiser",
     "LaMambaUNet",
+    "LargeGT",
     "LastToken",
     "LayoutEncoder",
     "LayoutShape",

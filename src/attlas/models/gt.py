@@ -40,7 +40,7 @@ GTS: dict[str, GTConfig] = {
 def graph_transformer(
     config: GTConfig, *, node_kinds: int, outputs: int, edge_kinds: int | None = None
 ) -> GraphNet:
-    """The net `net(x, graph, extra=eigenvectors)`: x (n,) int64, edge_attr (E,) int64 where edge_kinds is given.
+    """The net `net(x, graph, extra=eigenvectors)`: x (n,) int64, edge_attr (E,) int64 below edge_kinds.
 
     Over all pairs of nodes: the same net on `complete(graph)`, with the mark of real edges as edge_attr
     (edge_kinds=2) or without any, as in the paper. Signs of eigenvectors are drawn anew in training.

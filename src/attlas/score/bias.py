@@ -66,7 +66,7 @@ class EdgeBias(Score):
         if values.shape[3] == 1:
             return Lowering(query[..., :0], key[..., :0], 1.0, values.squeeze(3))
         column = values.transpose(-1, -2).expand(key.shape[0], key.shape[1], key.shape[2], 1)
-        largest = float(values.detach().abs().max())
+        largest = float(values.detach().abs().max()) if values.numel() else 0.0  # a call without keys
         return Lowering(torch.ones_like(query[..., :1]), column, 1.0, None, largest, 1)
 
 

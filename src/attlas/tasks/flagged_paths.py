@@ -1,4 +1,4 @@
-"""Paths whose one end must tell what the other end carries: an answer that lies as far as the path is long."""
+"""Paths whose one end must tell what the other end carries."""
 
 from typing import NamedTuple
 

@@ -30,9 +30,9 @@ def pattern_sbm(
     """`count` stochastic block graphs with a planted pattern, of at most `nodes` nodes in all.
 
     Five blocks of least .. most nodes, joined with probability 0.5 inside and 0.35 between; one of 100 fixed
-    random patterns of 20 nodes (0.5 inside, its signals fixed) is joined to every other node with 0.5. Signals
-    are uniform; nodes stand in random order. Sizes are drawn again until they fit. Source: Dwivedi et al.
-    2020, arXiv 2003.00982 (44 to 188 nodes there). ValueError: sizes that never fit.
+    random patterns of 20 nodes (0.5 inside, its signals fixed) is joined to every other node with 0.5.
+    Signals are uniform; nodes stand in random order. Sizes are drawn again until they fit. Source: Dwivedi
+    et al. 2020, arXiv 2003.00982 (44 to 188 nodes there). ValueError: sizes that never fit.
     """
     smallest = BLOCKS * least + PATTERN_NODES
     if not 1 <= least <= most or smallest > nodes:
