@@ -20,6 +20,7 @@ from attlas.attend.request import Piece, Request, take
 from attlas.attend.row_blocks import RowWork
 from attlas.attend.sender_pass import shared_out
 from attlas.attend.state import State
+from attlas.graph import Graph
 from attlas.pattern import Pattern, Tokens
 from attlas.score import Score
 
@@ -40,7 +41,7 @@ def reduce(
     state: State | None = None,
     reducers: Sequence[Reducer] = (),
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     q_at: Tokens | None = None,
@@ -76,7 +77,7 @@ def edges_above(
     state: State | None = None,
     tau: float = 0.01,
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     q_at: Tokens | None = None,
