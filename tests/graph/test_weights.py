@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import attlas as at
-from attlas.attend import SenderSoftmax, Sigmoid, Softmax, Threshold, apply_weights, weights
+from attlas.attend import Entropy, SenderSoftmax, Sigmoid, Softmax, Threshold, apply_weights, reduce, weights
 from attlas.graph import Graph, segment_softmax
 from attlas.score import Cosine, Dot
 from graph.test_edge_tensors import Features, inputs
@@ -59,6 +59,8 @@ def test_what_weights_of_a_graph_refuse() -> None:
         weights(q, k)
     with pytest.raises(ValueError, match="has tensors of edges, so that pairs have no logit"):
         weights(q, k, pattern=graph, score=Features(torch.zeros(50)), columns=torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"second pass: the graph has equal edges.*graph=graph\) gives"):
+        reduce(q, k, reducers=[Entropy()], pattern=graph)
     with pytest.raises(ValueError, match=r"must be \(batch, heads, 50 edges\)"):
         apply_weights(torch.zeros(1, 2, 49), v, graph)
     with pytest.raises(ValueError, match="a graph of 9 senders takes a value of each"):

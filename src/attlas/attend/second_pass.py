@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attlas.attend.edge import only_there
 from attlas.attend.edge_weights import divisor, request_for, softmax_weight, working
 from attlas.attend.normaliser import Normaliser, RowContext
 from attlas.attend.reducers import Reducer, Seen
@@ -19,6 +20,7 @@ from attlas.attend.request import Piece, Request, take
 from attlas.attend.row_blocks import RowWork
 from attlas.attend.sender_pass import shared_out
 from attlas.attend.state import State
+from attlas.graph import Graph
 from attlas.pattern import Pattern, Tokens
 from attlas.score import Score
 
@@ -39,7 +41,7 @@ def reduce(
     state: State | None = None,
     reducers: Sequence[Reducer] = (),
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     q_at: Tokens | None = None,
@@ -54,7 +56,7 @@ def reduce(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"reduce: reducers must be one or more of different names, got {names or 'none'}")
     with torch.no_grad():
-        request = shared_out(request_for(query, key, pattern, score, normaliser, q_at, k_at))
+        request = shared_out(_of_pairs(request_for(query, key, pattern, score, normaliser, q_at, k_at)))
         pieces = request.pieces()
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         for piece in pieces:
@@ -75,7 +77,7 @@ def edges_above(
     state: State | None = None,
     tau: float = 0.01,
     *,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Graph | None = None,
     score: Score | None = None,
     normaliser: Normaliser | None = None,
     q_at: Tokens | None = None,
@@ -85,7 +87,7 @@ def edges_above(
     if not tau > 0:
         raise ValueError(f"edges_above: tau must be positive, got {tau}")
     with torch.no_grad():
-        request = shared_out(request_for(query, key, pattern, score, normaliser, q_at, k_at))
+        request = shared_out(_of_pairs(request_for(query, key, pattern, score, normaliser, q_at, k_at)))
         heads, queries = request.heads, request.queries
         rows, cols, values = [], [], []
         for piece in request.pieces():
@@ -100,6 +102,14 @@ def edges_above(
         order = torch.argsort(row * max(1, request.keys) + col)
         counts = torch.bincount(row, minlength=request.batch * heads * queries)
         return Above(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), col[order], value[order])
+
+
+def _of_pairs(request: Request) -> Request:
+    """The request itself, if it asks about pairs and not about edges."""
+    reason = only_there(request, "rows")
+    if reason is not None:
+        raise ValueError(f"second pass: {reason}; weights(query, key, graph=graph) gives those of all edges")
+    return request
 
 
 def _stream(request: Request, piece: Piece, state: State | None) -> Iterator[Seen]:
