@@ -47,14 +47,15 @@ def _beyond(request: Request, score: EdgeScore | None, wanted: str) -> str | Non
     return beyond_softmax(request) or refusal(request.dtype, request.query.device)
 
 
-def _limits(score: Score) -> tuple[Score, dict[str, float]]:
+def _limits(score: Score) -> tuple[Score, tuple[float, float]]:
+    """The score inside a clamp, and the clamp."""
     if type(score) is not Clamped:
-        return score, {}
-    return score.inner, {"low": score.low, "high": score.high}
+        return score, (-math.inf, math.inf)
+    return score.inner, (score.low, score.high)
 
 
 def _dot_score(request: Request) -> EdgeScore | None:
-    score, limits = _limits(request.score)
+    score, (low, high) = _limits(request.score)
     terms = score.terms()
     dots = [term for term in terms if term.kernel == "dot"]
     biased = sum(type(term) in (GraphBias, TypedBias) for term in terms)
@@ -63,22 +64,22 @@ def _dot_score(request: Request) -> EdgeScore | None:
     columns = [one if one.dim() == 2 else one[:, None] for one in request.edge_tensors]
     bias = sum(columns[1:], start=columns[0]) if columns else None
     scale = dots[0].scale_for(request.width)  # type: ignore[attr-defined]
-    return EdgeScore("dot", scale, bias=bias, **limits)
+    return EdgeScore("dot", scale, bias=bias, low=low, high=high)
 
 
 def _additive_score(request: Request) -> EdgeScore | None:
-    score, limits = _limits(request.score)
+    score, (low, high) = _limits(request.score)
     if type(score) is not Additive or score.slope <= 0 or request.width != 1:
         return None
     columns = [one if one.dim() == 2 else one[:, None] for one in request.edge_tensors]
-    return EdgeScore("additive", slope=score.slope, bias=columns[0] if columns else None, **limits)
+    return EdgeScore("additive", slope=score.slope, bias=columns[0] if columns else None, low=low, high=high)
 
 
 def _product_score(request: Request) -> EdgeScore | None:
-    score, limits = _limits(request.score)
+    score, (low, high) = _limits(request.score)
     if type(score) is not EdgeProduct or score.edge.shape[1:] != (request.heads, request.width):
         return None
-    return EdgeScore("product", 1.0 / math.sqrt(request.width), edge=score.edge, **limits)
+    return EdgeScore("product", 1.0 / math.sqrt(request.width), edge=score.edge, low=low, high=high)
 
 
 def _run(make: Callable[[Request], EdgeScore | None]) -> Callable[[Request], Result]:
