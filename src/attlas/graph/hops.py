@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attlas._common.loops import equal_ranges, over_ranges
 from attlas.graph.graph import Graph
+from attlas.graph.kept import kept
 
 __all__ = ["Adjacency", "adjacency", "average", "hop_features"]
 
@@ -26,20 +27,13 @@ class Adjacency(NamedTuple):
     other: Tensor
 
 
+@kept
 def adjacency(graph: Graph) -> Adjacency:
     """The nodes that an edge of either direction joins with each node, without itself; found once per graph.
 
     Cost: O(n + E) and the sorting of each row; memory 24 bytes per edge while it runs, 8 afterwards.
     ValueError: 2^31 nodes or more, a bipartite graph.
     """
-    found = graph.__dict__.get("_adjacency")
-    if found is None:
-        found = _adjacency(graph)
-        graph.__dict__["_adjacency"] = found  # as cached_property keeps it
-    return found
-
-
-def _adjacency(graph: Graph) -> Adjacency:
     from attlas.graph import hop_loops as loops
 
     nodes = graph.nodes

@@ -94,4 +94,3 @@ def test_batches_of_an_epoch_hold_every_node_once():
     nodes = torch.arange(3 * claims.BATCH)
     parts = list(zip(range(3), claims.batches(nodes, 3, 0), strict=False))
     assert torch.equal(torch.cat([part for _, part in parts]).sort().values, nodes)
-    assert claims.steps_of(nodes, 2) == 6
