@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attlas.graph.graph import Graph, Sorted
 
-__all__ = ["at_most", "neighbour_mean", "neighbour_sum"]
+__all__ = ["at_most", "neighbour_mean", "neighbour_sum", "spoilt_graphs"]
 
 CHUNK = 65536
 """Edges at a time in the gradient of their weights."""
@@ -60,6 +60,14 @@ def at_most(graph: Graph, most: int, generator: torch.Generator | None = None) -
     kept = torch.zeros(graph.edges, dtype=torch.bool, device=graph.device)
     kept[order[torch.arange(graph.edges, device=graph.device) - first < most]] = True
     return kept
+
+
+def spoilt_graphs(x: Float[Tensor, "n C"], graph: Graph) -> Bool[Tensor, "n 1"]:
+    """Nodes whose graph has a number in x that is none: 0 times it is none either, in a kernel that reads
+    all graphs of a batch at once.
+    """
+    bad = (~x.isfinite()).any(1).to(torch.float32)
+    return (bad.new_zeros(graph.graphs).index_add(0, graph.graph_of, bad) > 0)[graph.graph_of, None]
 
 
 class _Sum(torch.autograd.Function):

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attlas.graph import Graph, WalkTokens, neighbour_mean, neighbour_sum, walk_tokens
+from attlas.graph import Graph, WalkTokens, neighbour_mean, walk_tokens
+from attlas.graph.neighbours import spoilt_graphs
 from attlas.layers.gin import GIN
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.layers.mamba import BiMamba, Mamba
@@ -132,8 +133,7 @@ class GMNLayer(nn.Module):
     def _over_nodes(self, y: Tensor, graph: Graph) -> Tensor:
         """The scan over the nodes of all graphs, in one row."""
         # What is no number in one graph would pass a reset, which multiplies by 0.
-        spoilt = neighbour_sum((~y.isfinite()).any(1, keepdim=True).to(y.dtype), star_of(graph)) > 0
-        spoilt = spoilt[graph.graph_of]
+        spoilt = spoilt_graphs(y, graph)
         y = y.masked_fill(spoilt, 0.0)
         order = node_order(graph, y, random=self.training)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

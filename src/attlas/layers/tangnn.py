@@ -4,6 +4,8 @@ Source: arXiv 2411.15458 (its intent; ejwww/TANGNN computes something else, see 
 Legend: n nodes, m picked nodes of a graph, P of all graphs, C width.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional
 
 from attlas.attend import attend
 from attlas.graph import Graph, neighbour_mean
+from attlas.graph.neighbours import spoilt_graphs
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.layers.sage import SAGE
 from attlas.layers.virtual_node import star_of
@@ -77,17 +80,22 @@ class TopAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "n C"], graph: Graph) -> Float[Tensor, "n C"]:
         """Every node asks the picked ones of its graph."""
+        spoilt = spoilt_graphs(x, graph)
+        x = x.masked_fill(spoilt, 0.0)
         score = self.scores(x)
         nodes, pointer = self.pick(score, x, graph)
         own = None if graph.pointer is None else Segments(graph.pointer, pointer)
-        return self._layer(x, x[nodes], score[nodes], own)
+        return self._layer(x, x[nodes], score[nodes], own).masked_fill(spoilt, math.nan)
 
     def among(self, x: Float[Tensor, "n C"], graph: Graph) -> tuple[Tensor, Tensor]:
         """The picked nodes ask each other: (P, C), and (P,) the graph of each."""
+        spoilt = spoilt_graphs(x, graph)
+        x = x.masked_fill(spoilt, 0.0)
         score = self.scores(x)
         nodes, pointer = self.pick(score, x, graph)
         own = None if graph.pointer is None else Segments(pointer, pointer)
-        return self._layer(x[nodes], x[nodes], score[nodes], own), graph.graph_of[nodes]
+        found = self._layer(x[nodes], x[nodes], score[nodes], own).masked_fill(spoilt[nodes], math.nan)
+        return found, graph.graph_of[nodes]
 
     def _layer(self, x: Tensor, picked: Tensor, score: Tensor, pattern: Segments | None) -> Tensor:
         query, key, value = (
