@@ -100,7 +100,7 @@ class KGAT(nn.Module):
 
     def forward(self, graph: Graph, weights: Float[Tensor, "E"]) -> Float[Tensor, "n C"]:
         """e* of all nodes: users, items, other entities."""
-        x = self.embedding
+        x: Tensor = self.embedding
         found = [x]
         for step in self.steps:
             x = self.dropout(step(x, gather_neighbours(x, graph, weights.detach())))

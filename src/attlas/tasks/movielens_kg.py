@@ -62,7 +62,8 @@ class MovieLensKG:
         pairs = torch.cat([self.train, self.valid, self.test])
         if count < 3:
             raise ValueError(f"sample: count must be at least 3, one for each part, got {count}")
-        return replace(self, **_split(pairs, count, seed))
+        parts = _split(pairs, count, seed)
+        return replace(self, train=parts["train"], valid=parts["valid"], test=parts["test"])
 
 
 def collaborative_graph(

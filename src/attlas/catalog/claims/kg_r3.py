@@ -44,7 +44,7 @@ class Asked(NamedTuple):
         """Some of them, ragged."""
         from attlas.models.kg_r3 import gather_contexts
 
-        contexts, pairs = ([part[at] for at in chosen] for part in (self.contexts, self.pairs))
+        contexts, pairs = [self.contexts[at] for at in chosen], [self.pairs[at] for at in chosen]
         return gather_contexts(contexts, pairs, self.questions[list(chosen), 1], entities)
 
 
