@@ -83,9 +83,11 @@ def injective(motif: Motif, x: Graph | Tensor, *, weights: Tensor | None = None)
 
     Two red vertices give 0 at a pair of a node with itself.
     """
-    ends = x.edge_index.T if isinstance(x, Graph) else None
-    diagonal = (ends[:, 0] == ends[:, 1]) if ends is not None else torch.eye(x.shape[0], dtype=torch.bool)
-    loops = bool(diagonal.any()) if ends is not None else bool((x.diagonal() != 0).any())
+    if isinstance(x, Graph):
+        diagonal = x.sender == x.receiver
+        loops = bool(diagonal.any())
+    else:
+        diagonal, loops = torch.eye(len(x), dtype=torch.bool), bool((x.diagonal() != 0).any())
     terms = injective_terms(motif, loops=loops)
     counted = count_all(tuple(terms), x, weights=weights)
     found = sum(

@@ -67,7 +67,7 @@ class Network:
         elif len(around) == 1:
             u, (matrix, name) = around[0]
             weights = np.ones(len(self.vertices[v])) if vector is None else vector
-            made = None if key is None or name is None else ("sum", name, key)
+            made: Any = None if key is None or name is None else ("sum", name, key)
             self.weigh(u, self._kept(made, lambda: self._checked(np.asarray(matrix @ weights))), made)
         else:
             (u, (one, first)), (w, (other, second)) = around

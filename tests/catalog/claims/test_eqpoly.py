@@ -6,9 +6,9 @@ import math
 from itertools import islice
 
 import pytest
-from skips import needs
 
 from attlas.catalog.claims import eqpoly as claims
+from skips import needs
 
 ERRORS = {"GIN": 0.6, "GIN + cycles": 0.15, "GIN + cycles + K4": 0.1}
 

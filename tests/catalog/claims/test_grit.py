@@ -5,10 +5,10 @@ from __future__ import annotations
 import networkx
 import pytest
 import torch
-from skips import needs
 
 from attlas.catalog.claims import grit as claims
 from attlas.graph import pairs_of, to_networkx
+from skips import needs
 
 
 def run_with(**changed):
@@ -26,7 +26,11 @@ def run_with(**changed):
         ({"accuracy, RRWP": 0.85}, "does not hold", "RRWP reads at least 0.9 of the distances."),
         ({"accuracy, RWSE": 0.9}, "does not hold", "RWSE reads at least 0.1 less."),
         ({"solubility, no pair update": 0.5}, "does not hold", "not above that with no pair update."),
-        ({"solubility, no degree scaler": 0.6}, "not shown at this scale", "the gain over no degree scaler is"),
+        (
+            {"solubility, no degree scaler": 0.6},
+            "not shown at this scale",
+            "the gain over no degree scaler is",
+        ),
     ],
 )
 def test_each_part_of_the_rule_decides(changed, outcome, text):

