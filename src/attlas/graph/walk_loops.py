@@ -3,10 +3,11 @@
 A step is a hash of (seed, stream, node, number of the step): it does not depend on the other nodes.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
+
+from attlas._common.loops import jit
 
 __all__ = ["fill_edges", "fill_sets", "size_edges", "size_sets"]
 
@@ -18,18 +19,7 @@ _30, _27, _31, _11 = (np.uint64(bits) for bits in (30, 27, 31, 11))
 _UNIT = 2.0**-53
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    from numba import njit
-
-    try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        return njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
-
-
-@_jit
+@jit
 @no_type_check
 def _mixed(z):
     z = (z ^ (z >> _30)) * _FIRST
@@ -37,7 +27,7 @@ def _mixed(z):
     return z ^ (z >> _31)
 
 
-@_jit
+@jit
 @no_type_check
 def _visited(pointer, other, node, key, token, walks, length, most, mark, stamp, found):
     """Nodes that `walks` walks of `length` steps from a node visit, rising, into `found`; how many."""
@@ -63,13 +53,13 @@ def _visited(pointer, other, node, key, token, walks, length, most, mark, stamp,
     return count
 
 
-@_jit
+@jit
 @no_type_check
 def _key(seed, stream, own):
     return _mixed(_mixed(_mixed(seed + _STEP) + np.uint64(stream) * _STEP) + np.uint64(own) * _STEP)
 
 
-@_jit
+@jit
 @no_type_check
 def size_sets(pointer, other, own, stream, seed, walks, most, repeats, sizes):
     """sizes (n, K): nodes of every token; K = repeats most + 1 tokens, the longest walks first."""
@@ -85,7 +75,7 @@ def size_sets(pointer, other, own, stream, seed, walks, most, repeats, sizes):
             )
 
 
-@_jit
+@jit
 @no_type_check
 def fill_sets(pointer, other, own, stream, seed, walks, most, repeats, starts, nodes):
     """nodes (T,): those of every token, which begin at starts (n K + 1,)."""
@@ -100,7 +90,7 @@ def fill_sets(pointer, other, own, stream, seed, walks, most, repeats, starts, n
             nodes[starts[number] : starts[number] + count] = found[:count]
 
 
-@_jit
+@jit
 @no_type_check
 def size_edges(pointer, other, count, starts, nodes):
     """How many edges lie within the tokens; `count` nodes in all."""
@@ -115,7 +105,7 @@ def size_edges(pointer, other, count, starts, nodes):
     return total
 
 
-@_jit
+@jit
 @no_type_check
 def fill_edges(pointer, other, order, count, starts, nodes, sender, receiver, edges):
     """The edges within the tokens: between which appearances, and which of the graph's edges each one is."""

@@ -79,5 +79,5 @@ def _collected(graph: Graph, drawn: tuple, order: np.ndarray, length: int, repea
     loops.fill_edges(pointer, other, order, graph.nodes, starts, nodes, sender, receiver, edge)
     ends = torch.from_numpy(sender), torch.from_numpy(receiver)
     tokens = Graph(*ends, len(nodes), len(nodes), pointer=torch.from_numpy(starts)).to(graph.device)
-    found = (torch.from_numpy(part).to(graph.device) for part in (nodes, edge))
-    return WalkTokens(tokens, *found, count, length, repeats)
+    which, of = (torch.from_numpy(part).to(graph.device) for part in (nodes, edge))
+    return WalkTokens(tokens, which, of, count, length, repeats)
