@@ -176,7 +176,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
 
         name = f"pattern-{arm.replace(' ', '-')}"
         found |= remember(folder, name, partial(pattern_accuracy, arm, seed, long, say))
-    return found | remember(folder, "molecules", partial(bond_errors, seed, long, step))
+    found |= remember(folder, "molecules", partial(bond_errors, seed, long, step))
+    return found
 
 
 def apart(runs: Sequence[Values], one: str, other: str) -> tuple[float, float]:
