@@ -186,7 +186,8 @@ class Together(nn.Module):
     def __init__(self, *encoders: nn.Module) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
-        self.width = sum(int(encoder.width) for encoder in encoders)  # type: ignore[arg-type]
+        widths: list[int] = [int(encoder.width) for encoder in encoders]  # type: ignore[arg-type]
+        self.width = sum(widths)
 
     def forward(self, encoding: Sequence[object], graph: Graph) -> Tensor:
         """(n, sum of the widths). ValueError: another number of encodings."""

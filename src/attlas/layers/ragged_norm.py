@@ -16,7 +16,8 @@ class RaggedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Float[Tensor, "rows C"]) -> Float[Tensor, "rows C"]:
         """Normalised rows; in training the running statistics move."""
-        if not self.training or len(input) > 1:
+        mean, variance = self.running_mean, self.running_var
+        if not self.training or len(input) > 1 or mean is None or variance is None:
             return super().forward(input)
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return (input - self.running_mean) * scale + self.bias
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (input - mean) * scale + self.bias

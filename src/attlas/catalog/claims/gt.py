@@ -23,7 +23,7 @@ ARMS = (SPARSE, FULL, FLAGGED, NO_POSITIONS)
 WIDTH, DEPTH, HEADS = 32, 4, 4
 PATTERN_POSITIONS, BOND_POSITIONS = 2, 8
 TRAIN, TEST = 400, 100
-NODES, STEPS, BATCH = 60, 250, 10
+NODES, STEPS, BATCH = 60, 500, 4
 LONG_NODES, LONG_STEPS, LONG_BATCH = 80, 1600, 10
 EPOCHS, LONG_EPOCHS, MOLECULES = 15, 30, 64
 PATTERN_RATE, BOND_RATE = 2e-3, 2e-3
@@ -176,7 +176,8 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
 
         name = f"pattern-{arm.replace(' ', '-')}"
         found |= remember(folder, name, partial(pattern_accuracy, arm, seed, long, say))
-    return found | remember(folder, "molecules", partial(bond_errors, seed, long, step))
+    found |= remember(folder, "molecules", partial(bond_errors, seed, long, step))
+    return found
 
 
 def apart(runs: Sequence[Values], one: str, other: str) -> tuple[float, float]:
