@@ -148,7 +148,9 @@ def count_examples(seed: int, arm: str) -> tuple[list[Example], list[Example]]:
     chosen = rooted.get(arm, [*rooted["GIN + cycles"], clique(4, 0)])
     features = motif_features(together, chosen)
     seen = features[: sum(graph.nodes for graph in graphs[: GRAPHS - TESTED])]
-    extra = ((features - seen.mean(0)) / seen.std(0)).split([graph.nodes for graph in graphs])
+    if chosen:
+        features = (features - seen.mean(0)) / seen.std(0)
+    extra = features.split([graph.nodes for graph in graphs])
     made = [
         Example(graph, torch.zeros(graph.nodes, dtype=torch.int64), own, goal[None])
         for graph, own, goal in zip(graphs, extra, target, strict=True)
