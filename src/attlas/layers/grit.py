@@ -31,7 +31,7 @@ class _SignedRoot(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (found,) = ctx.saved_tensors
         size = found.abs()
         return (grad / (2 * size)).masked_fill(size == 0, 0.0)

@@ -54,7 +54,8 @@ def drawn(count: int, seed: int) -> list[Graph]:
 
     from attlas.graph import from_networkx
 
-    generator, found = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    found: list[Graph] = []
     while len(found) < count:
         n, own = int(generator.integers(12, 31)), int(generator.integers(2**31))
         if len(found) % 2:
