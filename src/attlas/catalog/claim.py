@@ -17,7 +17,18 @@ from attlas._common.files import check_folder, check_schema, read_json, to_json,
 from attlas._common.machine import PACKAGE, machine, source_digest, versions
 from attlas.catalog.card import Card, resolve
 
-__all__ = ["OUTCOMES", "SCHEMA", "VERSION", "Claim", "Measure", "Verdict", "remember", "run_claim", "spread"]
+__all__ = [
+    "OUTCOMES",
+    "SCHEMA",
+    "VERSION",
+    "Claim",
+    "Measure",
+    "Verdict",
+    "named",
+    "remember",
+    "run_claim",
+    "spread",
+]
 
 SCHEMA, VERSION = "attlas.claim", 1
 OUTCOMES = ("holds", "does not hold", "not shown at this scale")
@@ -73,6 +84,11 @@ def spread(runs: Sequence[Values]) -> dict[str, dict[str, float]]:
             "largest": max(values),
         }
     return table
+
+
+def named(step: Step, name: str) -> Step:
+    """A step that tells which part of a measurement its text is of."""
+    return lambda text: step(f"{name}: {text}")
 
 
 def remember(folder: Path, name: str, measure: Callable[[], Values]) -> Values:

@@ -6,6 +6,7 @@ Legend: n nodes, K tokens of a node, C width.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class GMNLayer(nn.Module):
         super().__init__()
         scan = _both_ways if scan is None else scan
         self.encoder = encoder or SubgraphEncoder([GIN(width, norm=nn.Identity) for _ in range(2)])
-        self.walk = {"walks": walks, "length": length, "repeats": repeats, "seed": seed}
+        self.walk: dict[str, Any] = {"walks": walks, "length": length, "repeats": repeats, "seed": seed}
         self.over_tokens, self.over_nodes = scan(width), scan(width) if nodes else None
         self.mpnn, self.ordered = mpnn, ordered
 
@@ -128,7 +129,7 @@ class GMNLayer(nn.Module):
             y = self._over_nodes(y, graph)
         if self.mpnn is None:
             return y
-        return y + self.mpnn(x, graph, features)  # type: ignore[no-any-return]
+        return y + self.mpnn(x, graph, features)
 
     def _over_nodes(self, y: Tensor, graph: Graph) -> Tensor:
         """The scan over the nodes of all graphs, in one row."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attlas.catalog.claim import Claim, Values, Verdict, remember, spread
+from attlas.catalog.claim import Claim, Values, Verdict, named, remember, spread
 
 __all__ = ["CLAIM"]
 
@@ -146,9 +147,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Callable[[str], None])
         kept = remember(
             folder,
             name.replace("/", " of ").replace(" ", "-").replace(",", "").replace("=", ""),
-            lambda arm=arm, size=size, alone=alone, name=name: trained(
-                arm, size, seed, rings, epochs, lambda text: step(f"{name}: {text}"), alone=alone
-            ),
+            partial(trained, arm, size, seed, rings, epochs, named(step, name), alone=alone),
         )
         values[name] = kept["accuracy"]
     return values

@@ -140,7 +140,7 @@ def sage(whole: Data, seed: int) -> nn.Module:
                 known = found.hops[len(FANOUTS) - 1 - place]
                 edges = int(torch.searchsorted(graph.receiver, known))  # receivers stand in their order
                 part = Graph(graph.sender[:edges], graph.receiver[:edges], len(x), known, bipartite=True)
-                x = layer.near(neighbour_mean(x, part)) + layer.own(x[:known])
+                x = layer.near(neighbour_mean(x, part)) + layer.own(x[:known])  # type: ignore[operator]
                 x = nn.functional.dropout(norm(x).relu(), DROPOUT, self.training)
             return self.head(x)
 
@@ -225,7 +225,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Step) -> Values:
         majority = float((whole.task.labels[test] == most).float().mean())
         return {"seconds before, once": whole.seconds, "accuracy, majority class": majority}
 
-    return found | remember(folder, "offline", offline)
+    return found | dict(remember(folder, "offline", offline))
 
 
 def judge(runs: Sequence[Values]) -> Verdict:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attlas.catalog.claim import Claim, Values, Verdict, remember, spread
+from attlas.catalog.claim import Claim, Values, Verdict, named, remember, spread
 
 __all__ = ["CLAIM"]
 
@@ -170,9 +171,7 @@ def measure(seed: int, *, long: bool, folder: Path, step: Callable[[str], None])
             kept = remember(
                 folder,
                 name.replace(" ", "-").replace(",", "").replace("+", "and"),
-                lambda run=run, arm=arm, steps=steps, name=name: run(
-                    arm, seed, steps, lambda text: step(f"{name}: {text}")
-                ),
+                partial(run, arm, seed, steps, named(step, name)),
             )
             values[name] = next(iter(kept.values()))
     return values

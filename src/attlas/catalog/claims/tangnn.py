@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attlas.catalog.claim import Claim, Values, Verdict, remember, spread
+from attlas.catalog.claim import Claim, Values, Verdict, named, remember, spread
 
 __all__ = ["CLAIM"]
 
@@ -154,17 +155,13 @@ def measure(seed: int, *, long: bool, folder: Path, step: Callable[[str], None])
     steps = HUB_STEPS * (4 if long else 1)
     values: dict[str, float] = {}
     for arm in ARMS:
-        say = _named(step, arm)
-        kept = remember(folder, f"hubs-{arm}", lambda arm=arm, say=say: hubs(arm, seed, steps, say))
+        say = named(step, arm)
+        kept = remember(folder, f"hubs-{arm}", partial(hubs, arm, seed, steps, say))
         values[f"hubs, {arm}"] = kept["accuracy"]
         if arm in ON_DIGITS:
-            kept = remember(folder, f"digits-{arm}", lambda arm=arm, say=say: digits(arm, seed, say))
+            kept = remember(folder, f"digits-{arm}", partial(digits, arm, seed, say))
             values[f"digits, {arm}"] = kept["accuracy"]
     return values | dict(remember(folder, "seconds", seconds))
-
-
-def _named(step: Callable[[str], None], arm: str) -> Callable[[str], None]:
-    return lambda text: step(f"{arm}: {text}")
 
 
 def judge(runs: Sequence[Values]) -> Verdict:
