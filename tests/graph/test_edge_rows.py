@@ -221,7 +221,7 @@ def test_what_is_no_number_stays_where_its_edges_lead() -> None:
     q, k, v = (x.detach() for x in leaves(5))
     k[0, :, 0], v[0, :, 0] = torch.nan, torch.nan
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    out = at.attend(q, k, v, pattern=graph, **PLAIN)
+    out = at.attend(q, k, v, pattern=graph, backend="edge", **PLAIN)
     assert out[:, :, 1].isnan().all() and not out[:, :, [0, 2, 3, 4]].isnan().any()
     grads = torch.autograd.grad(out[:, :, [0, 2, 3, 4]].sum(), (q, k, v))
     assert not any(grad[:, :, [1, 2, 3, 4]].isnan().any() for grad in grads[1:])
