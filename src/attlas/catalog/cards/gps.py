@@ -22,7 +22,7 @@ CARD = Card(
     lives=(
         "attlas.layers.gps:GPS",
         "attlas.models.gps:gps_net",
-        "attlas.models.gps:GPSS",
+        "attlas.models.gps:GPSConfig",
         "attlas.layers.gine:GINE",
         "attlas.layers.gated_gcn:GatedGCN",
         "attlas.layers.favor:FavorAttention",

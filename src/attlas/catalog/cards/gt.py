@@ -21,7 +21,7 @@ CARD = Card(
     lives=(
         "attlas.layers.gt:GT",
         "attlas.models.gt:graph_transformer",
-        "attlas.models.gt:GTS",
+        "attlas.models.gt:GTConfig",
         "attlas.layers.graph_encoders:SignedPositions",
         "attlas.layers.graph_encoders:RoleEncoder",
         "attlas.graph:laplacian_eigenvectors",
