@@ -56,8 +56,9 @@ CARD = Card(
         "neighbours) and its accuracy far lower after as many. Both are now compared at equal accuracy: "
         "GraphSAGE "
         "trains three times as long, with batch norm, which it lacked.",
-        "On seed 1000 the first form gave LargeGT 0.460 and GraphSAGE 0.285, the second GraphSAGE 0.614. Only "
-        "then LargeGT's dropout was set to 0.2 in place of 0.5 and 0.3, with which three epochs hardly begin.",
+        "On seed 1000 the first form gave LargeGT 0.460 and GraphSAGE 0.285, the second GraphSAGE 0.614. "
+        "Only then LargeGT's dropout was set to 0.2 in place of 0.5 and 0.3, with which three epochs hardly "
+        "begin.",
     ),
     unverified=(
         "The paper's figures on ogbn-products, snap-patents and ogbn-papers100M, and its factor in time "
