@@ -40,6 +40,8 @@ def pattern_sbm(
             f"pattern_sbm: 1 <= least <= most, and {BLOCKS} blocks of least={least} beside a pattern of "
             f"{PATTERN_NODES} must fit into nodes={nodes}: they have {smallest}"
         )
+    # A larger block never fits: leaving it out changes no chance and saves nearly all draws in small graphs.
+    most = min(most, nodes - smallest + least)
     patterns = list(_patterns())
     generator = torch.Generator().manual_seed(seed)
     return [_drawn(patterns, least, most, nodes, generator) for _ in range(count)]
