@@ -16,10 +16,11 @@ from attlas.pattern import GraphEdges, Tokens
 __all__ = ["NAME", "detail", "estimate", "evaluate", "inner_fallback", "only_there", "run", "supports"]
 
 NAME = "edge"
-OVERHEAD = 4.0
+OVERHEAD = 2.0
 """Time of a pair against one in a tile of dense pairs: its keys and values are read for it alone.
 
-One over the density at which tiles are as fast (`benchmarks/edge_density.py`).
+One over the density of a uniform graph at which tiles are as fast: 0.5 with a backward pass, more forward
+(results/edge_density.json).
 """
 ROWS_OVERHEAD = 20.0
 """The same without a compiled form."""
