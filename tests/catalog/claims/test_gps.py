@@ -28,7 +28,7 @@ def run_with(errors=None, paths=None, **more):
         ({"errors": {"both": 1.0}}, "not shown at this scale", "Within the spread: messages."),
         ({"paths": {"both": 0.8}}, "does not hold", "Not met: accuracy of 90% on paths."),
         ({"paths": {"messages": 0.9}}, "not shown at this scale", "The control is not at chance"),
-        ({"linear": 1.5}, "does not hold", "Not met: time growing with an exponent of at most 1.3;"),
+        ({"linear": 1.5}, "does not hold", "Not met: time growing with an exponent of at most 1.3."),
         ({"softmax": 1.2}, "does not hold", "Not met: softmax growing faster."),
     ],
 )
