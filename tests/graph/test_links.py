@@ -79,6 +79,20 @@ def test_random_links_are_new_undirected_and_of_the_asked_number():
     assert pairs(random_links(full, 1.0, generator=torch.Generator())) == pairs(full), "no room for new ones"
 
 
+def test_random_links_know_those_of_one_direction():
+    ends = [(high, low) for low in range(8) for high in range(low + 1, 8) if (low, high) != (2, 5)]
+    graph = Graph.from_edge_index(torch.tensor(ends).T, num_nodes=8)
+    linked = random_links(graph, 0.1, generator=torch.Generator().manual_seed(0))
+    assert pairs(linked) - pairs(graph) == {(2, 5), (5, 2)}, "all others are there, from the higher node"
+
+
+def test_global_links_keep_loops_and_equal_edges():
+    graph = Graph.from_edge_index(torch.tensor([[2, 1, 1, 0], [2, 2, 2, 1]]), num_nodes=3)
+    linked = global_links(graph, torch.tensor([1]))
+    expected = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 1), (2, 2)]
+    assert list(zip(linked.receiver.tolist(), linked.sender.tolist(), strict=True)) == expected
+
+
 def test_global_nodes_see_and_are_seen_by_all_of_their_graph():
     graph = two_rings()
     linked = pairs(global_links(graph, torch.tensor([3, 14, 15])))
@@ -95,6 +109,9 @@ def test_farthest_points_are_spread():
     assert farthest_points(line, 4).tolist() == [0, 4, 5, 2]
     with pytest.raises(ValueError, match=r"count must be 1 \.\. 6, the number of points, got 7"):
         farthest_points(line, 7)
+    assert sorted(farthest_points(torch.ones(3, 2), 3).tolist()) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"first must be 0 \.\. 5, one of the points, got 6"):
+        farthest_points(line, 2, first=6)
 
 
 def test_locality_order_brings_neighbours_together():
@@ -105,6 +122,7 @@ def test_locality_order_brings_neighbours_together():
     found = locality_order(graph)
     assert sorted(found.tolist()) == list(range(144))
     matrix = to_scipy(graph).toarray()[np.ix_(found, found)]
+    assert locality_order(Graph.from_edge_index([[], []], num_nodes=0)).shape == (0,)
     rows, columns = np.nonzero(matrix)
     before = (graph.sender - graph.receiver).abs().double().mean()
     assert np.abs(rows - columns).max() <= 13 and before > 30
@@ -118,5 +136,11 @@ def test_wrong_numbers():
         ValueError, match=r"distances must be whole numbers from 1 on, at least one, got \[0, 2\]"
     ):
         at_distances(graph, {2, 0})
-    with pytest.raises(ValueError, match="fraction must not be negative, got -1"):
+    with pytest.raises(ValueError, match="fraction must be finite and not negative, got -1"):
         random_links(graph, -1.0, generator=torch.Generator())
+    with pytest.raises(ValueError, match="fraction must be finite and not negative, got inf"):
+        random_links(graph, float("inf"), generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"distances must be whole numbers from 1 on.*got \[1\.5\]"):
+        at_distances(graph, iter([1.5]))
+    with pytest.raises(TypeError, match=r"nodes must be int64 \(s,\), got torch.float32 \(1,\)"):
+        global_links(graph, torch.tensor([1.0]))

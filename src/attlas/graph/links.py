@@ -1,12 +1,13 @@
 """More links for a mesh: farther hops, chosen distances, random jumps, global nodes; an order for locality.
 
 Everything is a product of sparse boolean matrices, or touches single edges: nothing is nodes x nodes. Links
-of a batch stay within their graphs, and none is a loop. Features and types of edges do not pass on to new
-links.
+of a batch stay within their graphs, and no new one is a loop. Features and types of edges are not passed on.
 Source: Garnier et al. 2025 (arXiv 2508.18051). Legend: n nodes, E edges.
 """
 
+import math
 from collections.abc import Iterable
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,7 @@ def at_distances(graph: Graph, distances: Iterable[int]) -> Graph:
     to the largest distance; their entries grow with its square on a surface.
     """
     wanted = sorted(set(distances))
-    if not wanted or wanted[0] < 1:
+    if not wanted or wanted[0] < 1 or not all(isinstance(one, Integral) for one in wanted):
         raise ValueError(f"distances must be whole numbers from 1 on, at least one, got {wanted}")
     step = _pattern(graph)
     # Rows receive: entry (i, j) of front is a node j whose shortest way to i has the current number of steps.
@@ -57,17 +58,20 @@ def at_distances(graph: Graph, distances: Iterable[int]) -> Graph:
 def random_links(graph: Graph, fraction: float, *, generator: torch.Generator) -> Graph:
     """The graph and `fraction` times its undirected links more, random ones in both directions.
 
-    No new link is a loop or one that there was. Of a batch each graph gets its share. Links are drawn anew on
-    every call, as the official code does for every sample (`new_edges_ratio`).
+    No new link is a loop or one that there was in either direction. Of a batch each graph gets its share; where
+    hardly two nodes are left without a link there are fewer, as many as 100 rounds of draws find. Links are
+    drawn anew on every call, as the official code does for every sample (`new_edges_ratio`).
     """
-    if not fraction >= 0:
-        raise ValueError(f"fraction must not be negative, got {fraction}")
+    if not (fraction >= 0 and math.isfinite(fraction)):
+        raise ValueError(f"fraction must be finite and not negative, got {fraction}")
     sizes = (graph.pointer if graph.pointer is not None else torch.tensor([0, graph.nodes])).diff()
     first = sizes.cumsum(0) - sizes
     size, start = sizes[graph.graph_of], first[graph.graph_of]
     # A link drawn from a random old one has its graph; half of the directed links are undirected ones.
     count = round(fraction * graph.edges / 2)
-    old = _codes(graph, graph.sender, graph.receiver).unique()
+    old = _codes(
+        graph, torch.minimum(graph.sender, graph.receiver), torch.maximum(graph.sender, graph.receiver)
+    ).unique()
     new = old[:0]
     for _ in range(100):
         left = count - len(new)
@@ -84,38 +88,44 @@ def random_links(graph: Graph, fraction: float, *, generator: torch.Generator) -
     return graph.replace(sender=sender, receiver=receiver, edge_attr=None, edge_type=None)
 
 
-def global_links(graph: Graph, nodes: Int[Tensor, "s"]) -> Graph:
+def global_links(graph: Graph, nodes: Tensor) -> Graph:
     """The graph and links (i, s), (s, i) between every node i and each of the chosen ones of its graph.
 
-    Links that there were already stay single; their order is that of receivers, then senders.
+    A link that there was is not doubled; the graph's own loops and equal edges stay. Links are in the order of
+    receivers, then senders.
     """
+    if nodes.dtype != torch.int64 or nodes.dim() != 1:
+        raise TypeError(f"nodes must be int64 (s,), got {nodes.dtype} {tuple(nodes.shape)}")
     if nodes.numel() and not (int(nodes.min()) >= 0 and int(nodes.max()) < graph.nodes):
         raise ValueError(
             f"nodes must be in 0 .. {graph.nodes - 1}, got {int(nodes.min())} .. {int(nodes.max())}"
         )
-    every = torch.arange(graph.nodes)
     where = graph.graph_of[nodes]
     sizes = torch.bincount(graph.graph_of, minlength=graph.graphs)
     hub = torch.repeat_interleave(nodes, sizes[where])
     first = (sizes.cumsum(0) - sizes)[where]
     shift = torch.repeat_interleave(first - (sizes[where].cumsum(0) - sizes[where]), sizes[where])
     spoke = torch.arange(len(hub)) + shift
-    sender = torch.cat([graph.sender, hub, spoke])
-    receiver = torch.cat([graph.receiver, spoke, hub])
-    codes = _codes(graph, receiver, sender)[sender != receiver].unique()
-    count = max(1, len(every))
+    sender, receiver = torch.cat([hub, spoke]), torch.cat([spoke, hub])
+    new = _codes(graph, receiver, sender)[sender != receiver].unique()
+    old = _codes(graph, graph.receiver, graph.sender)
+    codes = torch.cat([old, new[~torch.isin(new, old)]]).sort().values
+    count = max(1, graph.nodes)
     return graph.replace(sender=codes % count, receiver=codes // count, edge_attr=None, edge_type=None)
 
 
 def farthest_points(points: Float[Tensor, "n a"], count: int, *, first: int = 0) -> Int[Tensor, "s"]:
-    """`count` nodes, each the farthest from those before it: spread over the mesh. O(n count)."""
+    """`count` different nodes, each the farthest from those before it: spread over the mesh. O(n count)."""
     if not 1 <= count <= len(points):
         raise ValueError(f"count must be 1 .. {len(points)}, the number of points, got {count}")
+    if not 0 <= first < len(points):
+        raise ValueError(f"first must be 0 .. {len(points) - 1}, one of the points, got {first}")
     chosen = [first]
-    nearest = (points - points[first]).square().sum(1)
-    for _ in range(count - 1):
-        chosen.append(int(nearest.argmax()))
+    nearest = points.new_full((len(points),), math.inf)
+    while len(chosen) < count:
         nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(1))
+        nearest[chosen[-1]] = -1.0  # never again, also among points that coincide
+        chosen.append(int(nearest.argmax()))
     return torch.tensor(chosen)
 
 
@@ -123,6 +133,8 @@ def locality_order(graph: Graph) -> Int[Tensor, "n"]:
     """Nodes in reverse Cuthill-McKee order: neighbours stand near each other in memory. O(E log E)."""
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
+    if not graph.nodes:
+        return torch.zeros(0, dtype=torch.int64)
     matrix = _pattern(graph)
     found = reverse_cuthill_mckee((matrix + matrix.T).tocsr(), symmetric_mode=True)
     return torch.from_numpy(found.astype(np.int64))
