@@ -58,9 +58,9 @@ def at_distances(graph: Graph, distances: Iterable[int]) -> Graph:
 def random_links(graph: Graph, fraction: float, *, generator: torch.Generator) -> Graph:
     """The graph and `fraction` times its undirected links more, random ones in both directions.
 
-    No new link is a loop or one that there was in either direction. Of a batch each graph gets its share; where
-    hardly two nodes are left without a link there are fewer, as many as 100 rounds of draws find. Links are
-    drawn anew on every call, as the official code does for every sample (`new_edges_ratio`).
+    No new link is a loop or one that there was in either direction. Of a batch each graph gets its share;
+    where hardly two nodes are left without a link there are fewer, as many as 100 rounds of draws find. Links
+    are drawn anew on every call, as the official code does for every sample (`new_edges_ratio`).
     """
     if not (fraction >= 0 and math.isfinite(fraction)):
         raise ValueError(f"fraction must be finite and not negative, got {fraction}")
@@ -91,8 +91,8 @@ def random_links(graph: Graph, fraction: float, *, generator: torch.Generator) -
 def global_links(graph: Graph, nodes: Tensor) -> Graph:
     """The graph and links (i, s), (s, i) between every node i and each of the chosen ones of its graph.
 
-    A link that there was is not doubled; the graph's own loops and equal edges stay. Links are in the order of
-    receivers, then senders.
+    A link that there was is not doubled; the graph's own loops and equal edges stay. They are in the order
+    of receivers, then senders.
     """
     if nodes.dtype != torch.int64 or nodes.dim() != 1:
         raise TypeError(f"nodes must be int64 (s,), got {nodes.dtype} {tuple(nodes.shape)}")
