@@ -108,10 +108,34 @@ def test_weights_of_edges_are_real_and_have_no_limit():
     torch.testing.assert_close(found, torch.full((3,), 2 * 0.125, dtype=torch.float64))
     assert homomorphisms(cycle(3), graph, weights=torch.full((6,), 2)).tolist() == [6 * 8]
     big = torch.full((3, 3), 10**5)
-    with pytest.raises(ValueError, match=r"counts reach .*above 2\^53, where float64 is no longer exact"):
+    with pytest.raises(ValueError, match=r"counts reach .*2\^53 or more, where float64 is no longer exact"):
         homomorphisms(cycle(4), big)
     approximate = homomorphisms(cycle(4), big.double())
     torch.testing.assert_close(approximate, torch.tensor(81e20, dtype=torch.float64))
+
+
+def test_integers_that_cancel_or_are_too_large_are_refused_too():
+    large = 2**27
+    x = torch.zeros(4, 4, dtype=torch.int64)
+    for i, j, value in ((0, 2, large + 1), (2, 1, large + 1), (0, 3, -large), (3, 1, large)):
+        x[i, j] = x[j, i] = value
+    two_steps = Motif(3, ((0, 1), (1, 2)), (0, 2))
+    with pytest.raises(ValueError, match=r"counts reach .*2\^53 or more"):
+        homomorphisms(two_steps, x)  # (large + 1)^2 - large^2: both are rounded before they cancel
+    small = torch.where(x.abs() > 0, x.sign() * 3, 0)
+    assert torch.equal(homomorphisms(two_steps, small), small @ small)
+    loop = Motif(1, ((0, 0),), (0,))
+    with pytest.raises(ValueError, match=r"2\^53 or more"):
+        homomorphisms(loop, torch.tensor([[2**53 + 1]]))
+    ends = Graph.from_edge_index([[0], [0]])
+    with pytest.raises(ValueError, match=r"2\^53 or more"):
+        homomorphisms(loop, ends, weights=torch.tensor([-(2**53) - 1]))
+
+
+def test_a_motif_with_a_loop_has_no_copy_where_there_are_none():
+    graph = Graph.from_edge_index([[0, 1], [1, 0]])
+    assert injective(Motif(1, ((0, 0),), (0,)), graph).tolist() == [0, 0]
+    assert injective(Motif(2, ((0, 0), (0, 1)), ()), graph).tolist() == [0]
 
 
 def test_a_batch_is_counted_graph_by_graph():

@@ -9,7 +9,7 @@ __all__ = [
 ]  # fmt: skip
 
 EXACT = 2**53
-"""Integers up to which float64 is exact."""
+"""Integers below which float64 is exact."""
 DENSE = 1 << 22
 """Numbers up to which a cut matrix is dense."""
 WEDGES = 1 << 22
@@ -46,10 +46,10 @@ def cut(matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> Matrix:
 
 def checked(tensor: Any) -> Any:
     """The tensor of integers, which float64 holds exactly; else a ValueError."""
-    most = float(abs(tensor).max()) if 0 not in tensor.shape else 0.0
-    if most > EXACT:
+    most = abs(tensor).max() if 0 not in tensor.shape else 0
+    if most >= EXACT:  # 2^53 itself may be one more that was rounded
         raise ValueError(
-            f"counts reach {most:.3g}, above 2^53, where float64 is no longer exact: give real weights "
+            f"counts reach {most:.3g}, 2^53 or more, where float64 is no longer exact: give real weights "
             "(float64) to count approximately, or a smaller motif or graph"
         )
     return tensor

@@ -57,11 +57,23 @@ def _input(x: Graph | Tensor, weights: Tensor | None) -> _Input:
                 f"weights must be one number for each of {x.edges} edges, got {tuple(weights.shape)}"
             )
         exact = weights is None or not weights.is_floating_point()
+        if weights is not None and exact:
+            weights = _integers(weights)
         return _Input(to_scipy(x, weights).astype(np.float64), exact, x)
     if x.dim() != 2 or x.shape[0] != x.shape[1] or weights is not None:
         more = "" if weights is None else " (weights= is for graphs)"
         raise ValueError(f"x must be a Graph or a square matrix (n, n), got {tuple(x.shape)}{more}")
-    return _Input(x.detach().cpu().to(torch.float64).numpy(), not x.is_floating_point())
+    exact = not x.is_floating_point()
+    x = _integers(x) if exact else x
+    return _Input(x.detach().cpu().to(torch.float64).numpy(), exact)
+
+
+def _integers(given: Tensor) -> Tensor:
+    """As int64, checked before float64 rounds them."""
+    given = given.to(torch.int64)
+    if given.numel():
+        checked(np.array([int(given.max()), int(given.min())], dtype=object))
+    return given
 
 
 def homomorphisms(motif: Motif, x: Graph | Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -71,13 +83,15 @@ def homomorphisms(motif: Motif, x: Graph | Tensor, *, weights: Tensor | None = N
         or a matrix (n, n), its diagonal holding the values of the nodes.
     weights: (E,), of the edges of a Graph.
 
-    Returns int64 for integers (all exact), float64 for real numbers. Without a red vertex: (G,), () for a
-    matrix. One: (n,). Two, red[0] at i and red[1] at j: (n, n) for a matrix, (E,) at the edges j -> i of a
-    Graph. Counts of degenerate walks are among them: those of the 4-cycle are the trace of A^4 (`injective`).
+    Returns int64 for integers, all exact: counts of |X|, and products on the way, must stay below 2^53;
+    float64 for real numbers. Without a red vertex: (G,), () for a matrix. One: (n,). Two, red[0] at i and
+    red[1] at j: (n, n) for a matrix, (E,) at the edges j -> i of a Graph. Counts of degenerate walks are
+    among them: those of the 4-cycle are the trace of A^4 (`injective`).
 
     Cost: a tree O(E); treewidth 2 O(n^3) for a matrix, O(sum of deg^2) per product for a Graph; beyond, one
     vertex at each node in turn: K4 in O(E deg^2) by the edges among common neighbours. Nothing above n x n.
-    ValueError: undirected motifs of an X that is not symmetric; counts above 2^53; shapes.
+    Twice that for integers with negative ones among them, whose bound is counted too.
+    ValueError: undirected motifs of an X that is not symmetric; counts of 2^53 or more; shapes.
     """
     return count_all((motif,), x, weights=weights)[0]
 
@@ -87,6 +101,11 @@ def count_all(
 ) -> tuple[Tensor, ...]:
     """`homomorphisms` of several motifs; what they share (A^2, A * A^2, ...) is computed once."""
     shared = _input(x, weights)
+    if shared.exact and shared.matrix.size and shared.matrix.min() < 0:
+        # Sums of both signs may cancel after they were rounded; those of the absolute values bound them.
+        bound = _Input(abs(shared.matrix), True, shared.graph)
+        for motif in motifs:
+            _counted(motif, bound)
     return tuple(_counted(motif, shared) for motif in motifs)
 
 

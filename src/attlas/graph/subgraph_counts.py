@@ -88,7 +88,8 @@ def injective(motif: Motif, x: Graph | Tensor, *, weights: Tensor | None = None)
         loops = bool(diagonal.any())
     else:
         diagonal, loops = torch.eye(len(x), dtype=torch.bool), bool((x.diagonal() != 0).any())
-    terms = injective_terms(motif, loops=loops)
+    # A loop of the motif itself asks for one of X: nothing would be left without such terms.
+    terms = injective_terms(motif, loops=loops or _has_loops(motif))
     counted = count_all(tuple(terms), x, weights=weights)
     found = sum(
         (factor * one for factor, one in zip(terms.values(), counted, strict=True)),

