@@ -51,15 +51,16 @@ def delaunay_mesh(nodes: int, *, seed: int, radius: float = 0.12) -> Mesh:
     rim = np.isin(grid, (0.0, 1.0))
     # Points on a side of the square stay on it; its corners stay.
     points = grid + generator.uniform(-0.3, 0.3, grid.shape) * size * ~rim * ~rim.all(1, keepdims=True)
-    middle = generator.uniform(0.35, 0.65, 2)
+    middle, outside = generator.uniform(0.35, 0.65, 2), len(points)
     if radius:
         points = points[np.hypot(*(points - middle).T) > radius + 0.5 * size]
+        outside = len(points)
         turns = np.linspace(0, 2 * np.pi, max(8, round(2 * np.pi * radius / size)), endpoint=False)
         circle = middle + radius * np.stack([np.cos(turns), np.sin(turns)], 1)
         points = np.concatenate([points, circle])
     triangles = Delaunay(points).simplices
-    inside = np.hypot(*(points[triangles].mean(1) - middle).T) < radius * np.cos(np.pi / 8) - 1e-9
-    return _mesh(points, triangles[~inside])
+    # The rim is convex: what has all its corners there lies in the disc, whatever the number of its sides.
+    return _mesh(points, triangles[(triangles < outside).any(1)])
 
 
 @cache
