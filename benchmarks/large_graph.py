@@ -1,6 +1,4 @@
-"""LargeGT end to end on a synthetic graph of a million nodes and ten million edges: seconds and memory of "
-"each
-stage."""
+"""LargeGT end to end on a graph of a million nodes, ten million edges: seconds and memory of each stage."""
 
 from __future__ import annotations
 
@@ -23,17 +21,14 @@ KINDS, FEATURES, LIKE, SIGNAL = 16, 32, 0.7, 0.35
 SAMPLES, WIDTH, HEADS, ROWS, POSITION, BATCH, RATE = 10, 32, 2, 512, 16, 1024, 2e-3
 TRAINED, CHECKED = 0.6, 0.05  # shares of the nodes
 NOTES = [
-    "The graph: ends of edges at ranks drawn with density rank^-0.5; every node is of one of "
-    f"{KINDS} kinds, and {LIKE:.0%} of the edges join nodes of one kind. Label: the kind. Features "
-    f"({FEATURES}): the "
-    f"kind's own vector times {SIGNAL} and noise of variance 1, so that a node alone says little and its "
-    "neighbourhood nearly all.",
+    f"The graph: ends of edges at ranks drawn with density rank^-0.5; every node is of one of {KINDS} "
+    f"kinds, and {LIKE:.0%} of the edges join nodes of one kind. Label: the kind. Features ({FEATURES}): "
+    f"the kind's own vector times {SIGNAL} and noise of variance 1, so that a node alone says little and "
+    "its neighbourhood nearly all.",
     f"LargeGT: K {SAMPLES} ({3 * SAMPLES} tokens), width {WIDTH}, {HEADS} heads, codebook of {ROWS} rows, "
-    f"ProNE "
-    f"positions of {POSITION}, dropout 0.1; Adam {RATE:g}, batches of {BATCH}; {TRAINED:.0%} of the nodes "
-    f"are labelled "
-    f"and trained on, {CHECKED:.0%} checked, the rest unlabelled. One epoch goes through all labelled nodes "
-    f"once.",
+    f"ProNE positions of {POSITION}, dropout 0.1; Adam {RATE:g}, batches of {BATCH}; {TRAINED:.0%} of the "
+    f"nodes are labelled and trained on, {CHECKED:.0%} checked, the rest unlabelled. One epoch goes "
+    "through all labelled nodes once.",
     "words alone: an MLP on the node's own features, one epoch on the same nodes, on the same checked ones.",
     "memory_gb, peak_gb: resident memory of the process after the stage, and its largest so far.",
 ]

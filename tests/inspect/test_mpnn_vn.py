@@ -72,6 +72,18 @@ def test_a_warm_selector_errs_exponentially_less_as_it_cools():
         assert math.log(one / two) == pytest.approx(sharp, rel=0.25)
 
 
+def test_graphs_without_nodes():
+    _, x, maps = drawn()
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    alone = Graph.from_edge_index(nothing, num_nodes=0)
+    assert softmax_by_virtual_node(x[:0], alone, *maps).shape == (0, 2)
+    pointer = torch.tensor([0, 5, 5, 15])
+    graph = Graph(*nothing, 15, 15, pointer=pointer)
+    found = softmax_by_virtual_node(x, graph, *maps)
+    wanted = softmax_by_virtual_node(x, graph.replace(pointer=pointer[[0, 1, 3]]), *maps)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_margin_is_the_least_lead():
     graph = Graph.from_edge_index(torch.zeros(2, 0, dtype=torch.int64), num_nodes=3)
     x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])

@@ -185,7 +185,12 @@ def test_the_network_answers_and_learns(readout):
 def test_errors_say_what_came():
     graphs, x = drawn()
     tokens = walk_tokens(graphs[0], walks=1, length=1, repeats=1)
-    with pytest.raises(ValueError, match="tokens are those of 6 nodes, the graph has 11"):
-        GMNLayer(8).double()(x, batch(graphs), tokens=tokens)
+    layer = GMNLayer(8).double().eval()
+    with pytest.raises(ValueError, match="11 nodes and 30 edges .* another one, of 6 nodes and 18 edges"):
+        layer(x, batch(graphs), tokens=tokens)
+    turned = graphs[0].edge_index.flip(0)
+    with pytest.raises(ValueError, match="must be drawn from this graph"):
+        layer(x[:6], turned, tokens=tokens)
+    layer(x[:6], graphs[0].edge_index.clone(), tokens=tokens)  # the same edges as a tensor
     with pytest.raises(ValueError, match="readout must be 'sum', 'mean' or None, got 'max'"):
         GMN(8, 8, 2, readout="max")

@@ -69,7 +69,8 @@ def test_gin_is_pygs(learnt):
 
 def test_gins_map_is_any_module():
     graph, x = drawn(1)
-    torch.testing.assert_close(GIN(6, mlp=nn.Identity()).double()(x, graph), x + dense(graph) @ x)
+    for none in (nn.Identity(), nn.Sequential()):
+        torch.testing.assert_close(GIN(6, mlp=none).double()(x, graph), x + dense(graph) @ x)
     plain = GIN(6, norm=nn.Identity)
     assert [type(part).__name__ for part in plain.mlp] == ["Linear", "Identity", "ReLU", "Linear"]
 

@@ -142,6 +142,24 @@ def test_ties_are_told_apart_by_the_rows():
     assert nodes.tolist() == [2, 0, 1] and pointer.tolist() == [0, 3]
 
 
+def test_many_ties_of_many_graphs_are_one_sort_by_all_keys():
+    graphs, _ = drawn(sizes=(40, 1, 25))
+    generator = torch.Generator().manual_seed(1)
+    score, x = (torch.randint(0, 3, size, generator=generator).double() for size in ((66,), (66, 2)))
+    nodes, _ = top_nodes(score, x, batch(graphs), 9)
+    wanted = []
+    for first, last in ((0, 40), (40, 41), (41, 66)):
+        wanted += sorted(range(first, last), key=lambda i: (-score[i], *x[i].tolist(), i))[:9]
+    assert nodes.tolist() == wanted
+
+
+def test_the_attention_halves_need_no_messages_of_the_last_layer():
+    graphs, x = drawn(8)
+    net = TANGNN(6, 3, form="lc", depth=3, width=4, picked=3).double()
+    net(x, batch(graphs)).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
 def test_errors_say_what_came():
     with pytest.raises(ValueError, match="picked must be 1 or more nodes, got 0"):
         TopAttention(4, picked=0)

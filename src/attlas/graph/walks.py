@@ -20,7 +20,8 @@ class WalkTokens:
 
     graph: all tokens side by side, a batch of n K graphs: token k of node v is graph v K + k, the subgraph
     that its set of nodes induces. node (T,) int64: which node each node of it is, rising within a token;
-    edge: which edge of the original each of its edges is. count: K = repeats · length + 1.
+    edge: which edge of the original each of its edges is. count: K = repeats · length + 1. ends: (sender,
+    receiver) of the original.
     """
 
     graph: Graph
@@ -29,6 +30,16 @@ class WalkTokens:
     count: int
     length: int
     repeats: int
+    ends: tuple[Tensor, Tensor]
+
+    def belong_to(self, graph: Graph) -> bool:
+        """Whether these are tokens of a graph with the same nodes and the same edges in the same order."""
+        if self.graph.graphs != graph.nodes * self.count:
+            return False
+        return all(
+            mine is theirs or torch.equal(mine, theirs)
+            for mine, theirs in zip(self.ends, (graph.sender, graph.receiver), strict=True)
+        )
 
 
 def walk_tokens(
@@ -80,4 +91,4 @@ def _collected(graph: Graph, drawn: tuple, order: np.ndarray, length: int, repea
     ends = torch.from_numpy(sender), torch.from_numpy(receiver)
     tokens = Graph(*ends, len(nodes), len(nodes), pointer=torch.from_numpy(starts)).to(graph.device)
     which, of = (torch.from_numpy(part).to(graph.device) for part in (nodes, edge))
-    return WalkTokens(tokens, which, of, count, length, repeats)
+    return WalkTokens(tokens, which, of, count, length, repeats, (graph.sender, graph.receiver))

@@ -107,6 +107,8 @@ def softmax_by_virtual_node(
             "softmax_by_virtual_node: selectors must put every node ahead of all others of its graph: "
             "x_i . v_i > x_j . v_i; equal features cannot be told apart"
         )
+    if not len(x):
+        return value(x)
     width, out = query(x[:1]).shape[1], value(x[:1]).shape[1]
     parts = (x.shape[1], width, 1, 1, out)
     state = torch.cat([x, query(x), x.new_full((len(x), 1), -math.inf), x.new_zeros(len(x), 1 + out)], 1)
@@ -114,9 +116,9 @@ def softmax_by_virtual_node(
     first = sizes.cumsum(0) - sizes
     told = x.new_zeros(graph.graphs, x.shape[1] + 1)
     # A message is heard one round after it is sent: one round more than there are nodes.
-    for number in range(int(sizes.max()) + 1 if len(sizes) else 0):
+    for number in range(int(sizes.max()) + 1):
         there = number < sizes
-        aim = selectors[torch.where(there, first + number, 0).clamp(max=max(0, len(x) - 1))]
+        aim = selectors[torch.where(there, first + number, 0)]
         layer = VirtualNodeLayer(
             lambda _, picked, there=there: torch.cat([picked, there[:, None].to(picked.dtype)], 1),
             lambda nodes, heard: _added(nodes, heard, parts, key, value),

@@ -41,9 +41,9 @@ class GIN(nn.Module):
         super().__init__()
         out = width if out is None else out
         inner = out if inner is None else inner
-        self.mlp = mlp or nn.Sequential(
-            nn.Linear(width, inner), norm(inner), nn.ReLU(), nn.Linear(inner, out)
-        )
+        if mlp is None:  # an empty Sequential is False
+            mlp = nn.Sequential(nn.Linear(width, inner), norm(inner), nn.ReLU(), nn.Linear(inner, out))
+        self.mlp = mlp
         self.eps = nn.Parameter(torch.tensor(float(eps)), requires_grad=learn_eps)
 
     def forward(

@@ -80,9 +80,9 @@ class GMNLayer(nn.Module):
     stand behind one another in one row, without padding. Equivariant to another numbering of the nodes
     together with their tokens, up to ties of `node_order`; walks themselves are drawn by number.
 
-    Shapes: x (n, C), edge_index (2, E) or a Graph -> (n, C). tokens: drawn before, else drawn once per Graph
-    object. Cost: O(n K C S) for the scans with S states, and the encoder's. ValueError: shapes, tokens of
-    another number of nodes.
+    Shapes: x (n, C), edge_index (2, E) or a Graph -> (n, C). tokens: drawn before from this graph, by
+    whatever settings, else drawn once per Graph object. Cost: O(n K C S) for the scans with S states, and
+    the encoder's. ValueError: shapes, tokens of another graph.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ class GMNLayer(nn.Module):
     ) -> None:
         super().__init__()
         scan = _both_ways if scan is None else scan
-        self.encoder = encoder or SubgraphEncoder([GIN(width, norm=nn.Identity) for _ in range(2)])
+        if encoder is None:
+            encoder = SubgraphEncoder([GIN(width, norm=nn.Identity) for _ in range(2)])
+        self.encoder = encoder
         self.walk: dict[str, Any] = {"walks": walks, "length": length, "repeats": repeats, "seed": seed}
         self.over_tokens, self.over_nodes = scan(width), scan(width) if nodes else None
         self.mpnn, self.ordered = mpnn, ordered
@@ -118,10 +120,11 @@ class GMNLayer(nn.Module):
         """One layer."""
         graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch)
         tokens = self._tokens(graph) if tokens is None else tokens
-        if tokens.graph.graphs != graph.nodes * tokens.count:
+        if not tokens.belong_to(graph):
             raise ValueError(
-                f"GMNLayer: tokens are those of {tokens.graph.graphs // tokens.count} nodes, the graph has "
-                f"{graph.nodes}"
+                f"GMNLayer: tokens must be drawn from this graph, {graph.nodes} nodes and {graph.edges} "
+                f"edges in this order; they are those of another one, of "
+                f"{tokens.graph.graphs // tokens.count} nodes and {len(tokens.ends[0])} edges"
             )
         encoded = self.encoder(x, tokens, features).unflatten(0, (-1, tokens.count))
         y: Tensor = self.over_tokens.last(self._arranged(encoded, tokens))  # type: ignore[operator]

@@ -29,15 +29,17 @@ def top_nodes(
     """The `most` nodes of each graph with the largest score, all of a smaller one: (nodes, pointer (G + 1,)).
 
     Equal scores (rows without a positive feature all score 0) are told apart by the rows of x, column by
-    column: by what a node is, not by its number. Cost: a sort of n scores.
+    column: by what a node is, not by its number. Cost: a sort of n scores, and C + 1 of those that tie.
     """
-    parts = score.detach(), x.detach()
-    order = torch.argsort(parts[0], descending=True, stable=True)
-    values = parts[0][order]
-    if bool((values[1:] == values[:-1]).any()):
-        order = torch.arange(len(score), device=score.device)
-        for key in (*parts[1].T.flip(0), -parts[0]):
-            order = order[torch.argsort(key[order], stable=True)]
+    score, x = score.detach(), x.detach()
+    order = torch.argsort(score, descending=True, stable=True)
+    equal = score[order[1:]] == score[order[:-1]]
+    tied = (functional.pad(equal, (1, 0)) | functional.pad(equal, (0, 1))).nonzero()[:, 0]
+    if len(tied):
+        nodes = order[tied]
+        for key in (*x.T.flip(0), -score):
+            nodes = nodes[torch.argsort(key[nodes], stable=True)]
+        order[tied] = nodes
     order = order[torch.argsort(graph.graph_of[order], stable=True)]
     sizes = star_of(graph).in_degree
     first = (sizes.cumsum(0) - sizes)[graph.graph_of[order]]
@@ -130,7 +132,9 @@ class TANGNNLayer(nn.Module):
         super().__init__()
         self.near = SAGE(features, width, sampled=sampled)
         self.into = nn.Linear(features, width)
-        self.attention = attention or TopAttention(width, heads=heads, picked=picked)
+        if attention is None:
+            attention = TopAttention(width, heads=heads, picked=picked)
+        self.attention = attention
 
     def forward(
         self,

@@ -19,8 +19,9 @@ class TANGNN(nn.Module):
     Args:
         features: of x; width: of each half of a layer; classes; depth.
         form: "main": an MLP reads the last layer; "lc": it reads the attention halves of all layers side by
-            side; "nai", "tai": the attention half is the mean of what the picked nodes, picked from the
-            messages, tell each other, and an MLP ("nai") or a linear map ("tai") reads the last layer.
+            side, of which the last has no other half; "nai", "tai": the attention half is the mean of what
+            the picked nodes, picked from the messages, tell each other, and an MLP ("nai") or a linear map
+            ("tai") reads the last layer.
         heads, picked, sampled: of the layers. official: the layers of the released main file, which tile
             the picked rows over the nodes (`TiledLayer`); form "main" alone.
 
@@ -45,13 +46,16 @@ class TANGNN(nn.Module):
             raise ValueError(f"TANGNN: form must be one of {', '.join(FORMS)}, got {form!r}")
         if official and form != "main":
             raise ValueError(f"TANGNN: official is that of the main file; form must be 'main', got {form!r}")
-        self.form = form
+        self.form, self.width = form, width
         widths = [features] + [2 * width] * (depth - 1)
         options = {"picked": picked, "sampled": sampled}
         make = TiledLayer if official else PooledLayer if form in ("nai", "tai") else TANGNNLayer
         if not official:
             options["heads"] = heads
-        self.layers = nn.ModuleList(make(one, width, **options) for one in widths)  # type: ignore[arg-type]
+        layers = [make(one, width, **options) for one in widths]  # type: ignore[arg-type]
+        if form == "lc":
+            layers[-1] = _AttentionHalf(widths[-1], TopAttention(width, heads=heads, picked=picked))
+        self.layers = nn.ModuleList(layers)
         read = depth * width if form == "lc" else 2 * width
         mlp = nn.Sequential(nn.Linear(read, 2 * width), nn.ReLU(), nn.Linear(2 * width, classes))
         self.head = nn.Linear(read, classes) if form == "tai" else mlp
@@ -68,8 +72,21 @@ class TANGNN(nn.Module):
         told = []
         for layer in self.layers:
             x = layer(x, graph)
-            told.append(x.chunk(2, 1)[1])
+            told.append(x[:, -self.width :])
         found: Tensor = self.head(torch.cat(told, 1) if self.form == "lc" else x)
+        return found
+
+
+class _AttentionHalf(nn.Module):
+    """TopAttention(W x): a `TANGNNLayer` whose messages nobody reads."""
+
+    def __init__(self, features: int, attention: TopAttention) -> None:
+        super().__init__()
+        self.into = nn.Linear(features, attention.wanted.shape[0])
+        self.attention = attention
+
+    def forward(self, x: Tensor, graph: Graph) -> Tensor:
+        found: Tensor = self.attention(self.into(x), graph)
         return found
 
 

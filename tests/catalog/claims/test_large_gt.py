@@ -78,6 +78,7 @@ def test_the_baseline_trims_nothing_that_the_answer_needs(tmp_path, monkeypatch)
     tiny(tmp_path, monkeypatch)
     claims.data.cache_clear()
     whole = claims.data(0)
+    assert not whole.task.graph.__dict__.get("_kept"), "each seed's seconds count all of its work"
     net = claims.sage(whole, 0).eval()
     (one,) = claims.loader(whole, torch.arange(6), 0, False)
     x = whole.task.x[one.nodes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ TRAIN, TEST, EPOCHS, BATCH, RATE = 8_000, 4_000, 3, 256, 3e-3
 LONG_TRAIN, LONG_TEST, LONG_EPOCHS = 60_000, 20_000, 6
 WIDE, LEARNT = 0.10, 0.20
 DROPOUT = 0.2  # the paper's 0.5 is for hundreds of epochs
-LONGER = 3  # times the epochs for the four-hop net: equal accuracy is compared, not equal epochs
+LONGER = 3  # times the epochs for the four-hop net, whose own are shorter and teach it less
 SETTINGS = {
     "data": "WordNet: 117,659 synsets, edges = pointers both ways, 300 hashed gloss words, 45 files",
     "nodes": f"{TRAIN} to train and {TEST} to test, {EPOCHS} epochs of batches of {BATCH} (--long: "
@@ -53,17 +53,22 @@ class Data:
     seconds: float
 
 
-@cache
+@lru_cache(maxsize=1)  # 420 MB
 def data(seed: int) -> Data:
     """WordNet, sampled and averaged once."""
-    from attlas.graph import prone, undirected
+    import torch
+
+    from attlas.graph import Graph, prone, undirected
     from attlas.layers import HopTokens
     from attlas.tasks import wordnet_graph
 
     task = wordnet_graph()
+    pair = Graph(torch.tensor([0]), torch.tensor([1]), 2, 2)
+    HopTokens(pair, torch.zeros(2, 1), 2)  # loops are compiled before the clock starts
+    whole = task.graph.replace()  # without what another seed's call has computed of it
     start = time.process_time()
-    tokens = HopTokens(task.graph, task.x, SAMPLES, seed=seed)
-    positions = prone(task.graph, POSITION, seed=seed)
+    tokens = HopTokens(whole, task.x, SAMPLES, seed=seed)
+    positions = prone(whole, POSITION, seed=seed)
     seconds = time.process_time() - start
     return Data(task, undirected(task.graph)[0], tokens, positions, seconds)
 
@@ -268,10 +273,8 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
     times = table["seconds, neighbours"]["mean"] / table["seconds, full"]["mean"]
     return (
         f"Accuracy: {row('accuracy', 3)}, majority class {table['accuracy, majority class']['mean']:.3f}. "
-        f"CPU "
-        f"seconds of training: {row('seconds', 1)}; an epoch: {row('seconds an epoch', 1)}. Four-hop "
-        f"sampling, "
-        f"with {LONGER} times the epochs, trains {times:.1f} times as long as full, which needs "
+        f"CPU seconds of training: {row('seconds', 1)}; an epoch: {row('seconds an epoch', 1)}. Four-hop "
+        f"sampling, with {LONGER} times the epochs, trains {times:.1f} times as long as full, which needs "
         f"{table['seconds before, once']['mean']:.1f} s once before."
     )
 
@@ -279,19 +282,16 @@ def _told(table: Mapping[str, Mapping[str, Any]]) -> str:
 CLAIM = Claim(
     says=(
         "A local part that samples two hops and reaches four, beside attention to an approximate whole "
-        "graph, "
-        "classifies the nodes of a large graph at least as well as sampling deeper neighbourhoods does, in "
-        "less time (3 times, on ogbn-products, against the nearest baseline)."
+        "graph, classifies the nodes of a large graph at least as well as sampling deeper neighbourhoods "
+        "does, in less time (3 times, on ogbn-products, against the nearest baseline)."
     ),
     rule=(
-        "Nets on the same split of WordNet and batches, means over the seeds; a difference counts beyond the "
-        f"sum of both standard deviations. LargeGT's local part is at least {WIDE} above an MLP of the "
-        f"gloss's "
-        "words; with the global part it is not below the local part alone (a tie is expected), and not below "
-        f"GraphSAGE on four sampled hops (fan-out 10) that trains for {LONGER} times the epochs, and its "
-        f"training "
-        f"takes fewer CPU seconds than that one's. Nothing is shown where the MLP stays under {LEARNT} "
-        f"accuracy."
+        "Nets on the same split of WordNet and batches, means over the seeds; a difference counts beyond "
+        f"the sum of both standard deviations. LargeGT's local part is at least {WIDE} above an MLP of the "
+        "gloss's words; with the global part it is not below the local part alone (a tie is expected), "
+        f"and not below GraphSAGE on four sampled hops (fan-out 10) that trains for {LONGER} times the "
+        "epochs, and its training takes fewer CPU seconds than that one's. Nothing is shown where the MLP "
+        f"stays under {LEARNT} accuracy."
     ),
     settings=SETTINGS,
     measure=measure,
