@@ -217,6 +217,21 @@ def test_graphs_that_cannot_be(files: Path, tmp_path: Path) -> None:
         train_node_run(run_of(files, model="gps", width=9, heads=2), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("classification", "node,label\nn0,a\nn1,b\nn2,a\nn3,b\nn4,a\n"),  # one test node is drawn
+        ("regression", "node,label,split\nn0,1,train\nn2,3,test\n"),
+    ],
+)
+def test_one_training_or_test_node_is_enough(files: Path, tmp_path: Path, task: str, text: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    run = run_of(files, task=task, steps=1)._replace(labels=str(table))
+    record = train_node_run(run, tmp_path / "run")
+    assert record["labelled"]["test"] == 1 and set(record["baselines"]) == {"constant", "linear"}
+
+
 def test_a_class_without_training_nodes_is_refused(files: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("node,label,split\nn0,a,train\nn1,b,train\nn2,c,test\n")
