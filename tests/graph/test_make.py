@@ -134,7 +134,7 @@ def test_a_header_that_says_too_little(tmp_path: Path) -> None:
 
 def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
     table = tmp_path / "edges.csv"
-    table.write_text("who,whom,how,much\nann,bob,likes,2\n\n# a remark\nbob,ann,knows,3.5\nann,cat,likes,1\n")
+    table.write_text("# a remark\nwho,whom,how,much\nann,bob,likes,2\n\nbob,ann,knows,3.5\nann,cat,likes,1\n")
     named = read_edges(table, sender="who", receiver="whom", kind="how", values=("much",))
     assert named.nodes == ("ann", "bob", "cat") and named.types == ("likes", "knows")
     graph = named.graph
@@ -143,8 +143,28 @@ def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
     assert graph.edge_type is not None and graph.edge_type.tolist() == [0, 1, 0]
     assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.0, 3.5, 1.0]
     plain = tmp_path / "edges.txt"
-    plain.write_text("1 2\n2   3\n")
+    plain.write_text("1 2\n# a remark\n2   3\n")
     assert read_edges(plain).nodes == ("1", "2", "3")
+
+
+def test_a_row_of_a_node_whose_name_begins_with_a_hash_is_an_edge(tmp_path: Path) -> None:
+    table = tmp_path / "edges.csv"
+    table.write_text("# a remark\na,b\n#a,b\n")
+    assert read_edges(table).nodes == ("a", "b", "#a")
+    table.write_text("# a remark\na,b\n# another\n")
+    with pytest.raises(UsageError, match="line 3: 2 columns are expected, it has 1"):
+        read_edges(table)
+
+
+@pytest.mark.parametrize(("name", "text"), [("e.csv", "#from,to\na,b\n"), ("e.txt", "# from to\na b\n")])
+def test_titles_behind_a_hash_are_asked_about(tmp_path: Path, name: str, text: str) -> None:
+    table = tmp_path / name
+    table.write_text(text)
+    with pytest.raises(UsageError, match="line 1 begins with # and has as many columns as line 2, which is"):
+        read_edges(table, header=True)
+    assert read_edges(table).nodes == ("a", "b")
+    table.write_text(text.replace("from", "of 2020, from"))
+    assert read_edges(table, header=False).nodes == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +175,8 @@ def test_an_edge_list_is_read_by_name_or_place(tmp_path: Path) -> None:
         ("a,b\n,c\n", {}, "line 2: a name is empty"),
         ("a,b,x\n", {"values": (2,)}, "line 1: column 2 must be a finite number, got 'x'"),
         ("a,b,nan\n", {"values": (2,)}, "column 2 must be a finite number, got 'nan'"),
+        ("a,b,1_000\n", {"values": (2,)}, "column 2 must be a finite number, got '1_000'"),
+        ("a,to,to\nb,c,d\n", {"receiver": "to"}, "has 2 columns 'to': give every column a title of its own"),
         ('a,b\n"c,d\n', {}, "line 2: unexpected end of data; nothing was loaded"),
         ("a,b\n", {"separator": ";;"}, "separator must be one letter, got ';;'"),
         ("a,b\n", {"sender": "from"}, "has no column 'from'; its first line names a, b"),

@@ -68,6 +68,12 @@ def test_a_line_of_titles_is_asked_about(tmp_path: Path) -> None:
     assert read_graph(file, header=True).nodes == ("a", "b")
     assert read_graph(file, header=False).nodes == ("Source", "target", "a", "b")
     assert read_graph(file, sender="Source", receiver="target").nodes == ("a", "b")
+    file.write_text("user,item\n1,2\n")
+    with pytest.raises(UsageError, match=r"line 1 looks like column names \(user, item\)"):
+        read_graph(file)
+    for text in ("a,b\n1,c\n", "1,b\n2,3\n"):
+        file.write_text(text)
+        assert len(read_graph(file).nodes) == 4
 
 
 @pytest.mark.parametrize(

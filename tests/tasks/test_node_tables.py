@@ -46,7 +46,9 @@ def test_nodes_without_names_are_numbers(tmp_path: Path) -> None:
         ("node,label\n", "holds no label: a line per labelled node is expected"),
         ("node,label\na,x\ne,y\n", "line 3: the graph has no node 'e'; nothing was loaded"),
         ("node,label\na,x\n\na,y\n", "line 4: node 'a' stands in line 2 already; nothing was loaded"),
-        ("node,label\na,x\nb\nc,\n", r"line 3: 2 columns are expected, it has 1 \(1 more lines are wrong\)"),
+        ("node,label\na,x\nb\nc,\n", r"line 3: 2 columns are expected, it has 1 \(1 more line is wrong\)"),
+        ("node,label,label\na,x,y\n", "has 2 columns 'label': give every column a title of its own"),
+        ("#node,label\na,x\n", "line 1 begins with # and has as many columns as line 2"),
         ("node,label\na,\nb,x\n", "line 2: the label is empty: leave out the line of a node without one"),
         ("node,label,split\na,x,dev\n", "line 2: split must be train, valid, test, got 'dev'"),
         ("node,label\na,x\nb,x\n", r"has one class alone \(x\): two or more are needed to tell them apart"),
@@ -58,7 +60,7 @@ def test_wrong_labels_are_named(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_labels_that_a_model_or_a_task_cannot_take(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="line 2: the label must be a finite number, got 'nan'"):
+    with pytest.raises(UsageError, match="line 2: the label must be a finite number up to .*, got 'nan'"):
         read_labels(written(tmp_path, "node,label\na,nan\n"), NAMES, regression=True)
     with pytest.raises(UsageError, match=r"label 'x' is none of the model's classes \(y, z\)"):
         read_labels(written(tmp_path, "node,label\na,x\n"), NAMES, classes=("z", "y"))
@@ -77,7 +79,11 @@ def test_features_stand_in_the_order_of_the_nodes(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("node\na\n", "has no column beside node: a column per feature is expected"),
-        ("node,size\na,1\nb,big\n", "line 3: size must be a finite number, got 'big'"),
+        ("node,size,size\na,1,2\n", "has 2 columns 'size': give every column a title of its own"),
+        (",node,size\n0,a,1\n", r"column 1 of 3 has no title: name it, or leave it out \(pandas writes its"),
+        ("node,size\na,1e300\n", r"line 2: size must be a finite number up to 3.4e\+38, got '1e300'"),
+        ("node,size\na,1_000\n", "line 2: size must be a finite number up to .*, got '1_000'"),
+        ("node,size\na,1\nb,big\n", "line 3: size must be a finite number up to .*, got 'big'"),
         ("node,size\na,1\nb,2\n", "has no line for 2 of 4 nodes, the first of them 'c'; give every node"),
     ],
 )

@@ -12,7 +12,7 @@ from attlas._common.errors import UsageError
 from attlas.graph import Graph
 from attlas.train.checkpoint import load_tensors, save_tensors
 from attlas.train.node_files import GraphFile
-from attlas.train.node_model import NodeSettings, node_inputs
+from attlas.train.node_model import NodeSettings, _Scaled, node_inputs
 from attlas.train.node_run import NodeRun, load_node_run, predict_nodes, train_node_run
 
 NODES = 60
@@ -193,13 +193,28 @@ def test_features_are_asked_for_as_the_model_was_made(files: Path, tmp_path: Pat
         ({"task": "ranking"}, "task must be classification or regression, got 'ranking'"),
         ({"depth": 0}, "depth must be 1 or more, got 0"),
         ({"batch": -1}, "batch must be 0 .the whole graph. or more nodes, got -1"),
-        ({"learning_rate": 0.0}, "learning rate must be above 0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning rate must be a finite number above 0, got 0.0"),
+        ({"learning_rate": float("inf")}, "learning rate must be a finite number above 0, got inf"),
+        ({"weight_decay": float("nan")}, "weight decay must be a finite number from 0, got nan"),
+        ({"weight_decay": -1.0}, "weight decay must be a finite number from 0, got -1.0"),
+        ({"seed": 2**32}, "seed must be from 0 to 4294967295, got 4294967296"),
         ({"encodings": "rrwp"}, "training takes the encodings degree, rwse and laplacian, got rrwp"),
     ],
 )
 def test_settings_that_cannot_be(said: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         NodeSettings(**said)
+
+
+def test_equal_numbers_have_no_unit_of_their_own() -> None:
+    scaled = _Scaled(3)
+    rows = torch.tensor([[0.1, 1e9, 5.0], [0.1, 1e9, 7.0], [0.1, 1e9, 6.0]], dtype=torch.float64)
+    scaled.fit(rows)
+    assert scaled.scale.tolist() == pytest.approx([1, 1, (2 / 3) ** 0.5])
+    assert scaled(rows).abs().max() < 2
+    none = _Scaled(2)
+    none.fit(torch.zeros(0, 2))
+    assert none.mean.tolist() == [0, 0] and none.scale.tolist() == [1, 1]
 
 
 def test_graphs_that_cannot_be(files: Path, tmp_path: Path) -> None:
@@ -215,6 +230,21 @@ def test_graphs_that_cannot_be(files: Path, tmp_path: Path) -> None:
         node_inputs(two, None, NodeSettings())
     with pytest.raises(UsageError, match="model gps cannot be made: "):
         train_node_run(run_of(files, model="gps", width=9, heads=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("classification", "node,label\nn0,a\nn1,b\nn2,a\nn3,b\nn4,a\n"),  # one test node is drawn
+        ("regression", "node,label,split\nn0,1,train\nn2,3,test\n"),
+    ],
+)
+def test_one_training_or_test_node_is_enough(files: Path, tmp_path: Path, task: str, text: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    run = run_of(files, task=task, steps=1)._replace(labels=str(table))
+    record = train_node_run(run, tmp_path / "run")
+    assert record["labelled"]["test"] == 1 and set(record["baselines"]) == {"constant", "linear"}
 
 
 def test_a_class_without_training_nodes_is_refused(files: Path, tmp_path: Path) -> None:

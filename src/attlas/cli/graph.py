@@ -160,7 +160,7 @@ def train(
     ] = None,
     fanout: Annotated[int, typer.Option(help="Edges into a node that are sampled, per layer.")] = 10,
     check: Annotated[int, typer.Option(help="Steps between looks at the validation nodes.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides every random choice.")] = 0,
     sender: Sender = "0",
     receiver: Receiver = "1",
     kind: Kind = None,

@@ -1,6 +1,7 @@
 """A graph out of whatever file a user has: an edge list, arrays, a sparse matrix, a saved graph."""
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def read_graph(
     - anything else: an edge list, see `read_edges`; the columns are for it alone.
 
     undirected: every edge also backwards. UsageError: a file that is none of these, wrong lines, or a first
-    line that looks like column names and nothing said of it (header=).
+    line that looks like column names (words that name them, or text above numbers) and nothing said of it
+    (header=).
     """
     place = Path(path)
     if not place.exists():
@@ -63,12 +65,17 @@ def read_graph(
 
 
 def _ask_about_titles(path: Path, ends: tuple[str | int, str | int]) -> None:
-    if any(isinstance(column, str) for column in ends):
+    """UsageError for a first line of words that name columns, or of text above numbers of nodes."""
+    if isinstance(ends[0], str) or isinstance(ends[1], str):
         return
-    _, first = next(rows_of(path, None, f"give {FORMS}"), (0, []))
-    if len(first) > 1 and sum(cell.strip().lower() in TITLES for cell in first) >= 2:
+    rows = [cells for _, cells in islice(rows_of(path, None, f"give {FORMS}"), 2)]
+    if not rows or max(*ends, 1) >= min(map(len, rows)):
+        return  # what is wrong with such lines is said when they are read
+    known = sum(cell.lower() in TITLES for cell in rows[0]) >= 2
+    numbers = [[cells[column].lstrip("-").isdecimal() for column in ends] for cells in rows]
+    if known or (len(rows) > 1 and not any(numbers[0]) and all(numbers[1])):
         raise UsageError(
-            f"{path}: line 1 looks like column names ({', '.join(first)}): say that it is one (--header, "
+            f"{path}: line 1 looks like column names ({', '.join(rows[0])}): say that it is one (--header, "
             "header=True), or that it is an edge (--no-header, header=False)"
         )
 

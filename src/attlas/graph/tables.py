@@ -12,7 +12,7 @@ import torch
 from attlas._common.errors import UsageError
 from attlas.graph.graph import Graph
 
-__all__ = ["NamedGraph", "read_edges", "refuse_lines", "rows_of"]
+__all__ = ["NamedGraph", "column_of", "is_finite", "read_edges", "refuse_lines", "rows_of"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -40,8 +40,9 @@ def read_edges(
 
     sender, receiver, kind (the edge's type), values (numbers, which become edge_attr in float64): columns by
     name or by place from 0. header: whether the first line names the columns; by default it does where a
-    column is asked for by name. Nodes and types get numbers in the order in which they first appear; lines
-    that are empty or begin with # are left out. separator: "," for .csv, a tab for .tsv, blanks otherwise.
+    column is asked for by name. Nodes and types get numbers in the order in which they first appear. Left out
+    are empty lines, and remarks: lines that begin with #, with a separator only those before the first row.
+    separator: "," for .csv, a tab for .tsv, blanks otherwise.
 
     Nothing is half loaded: UsageError names the line that has too few columns, an empty name or a value that
     is no finite number, and says how many more there are.
@@ -50,9 +51,10 @@ def read_edges(
     if separator is not None and len(separator) != 1:
         raise UsageError(f"separator must be one letter, got {separator!r}")
     named = any(isinstance(column, str) for column in (sender, receiver, kind, *values))
-    rows = rows_of(place, separator, "give a file with one edge a line")
+    titled = named if header is None else header
+    rows = rows_of(place, separator, "give a file with one edge a line", titled=titled)
     titles: list[str] | None = None
-    if header or (header is None and named):
+    if titled:
         first = next(rows, None)
         if first is None:
             raise UsageError(f"{place} is empty: a line with the columns' names is expected")
@@ -64,23 +66,54 @@ def read_edges(
     return _collected(place, rows, wanted, typed)
 
 
-def rows_of(path: Path, separator: str | None, remedy: str) -> Iterator[tuple[int, list[str]]]:
+def rows_of(
+    path: Path, separator: str | None, remedy: str, *, titled: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """(line number from 1, cells) of every line of a text table that says something; see `read_edges`.
 
-    UsageError: a file that cannot be read, with the remedy, or that is no such table.
+    titled: the first row is taken for titles. UsageError: a file that cannot be read, with the remedy, or
+    that is no such table; a remark right before the titles that may be the titles themselves.
     """
-    if separator is None:
-        separator = _SEPARATORS.get(path.suffix.lower())
+    remark: tuple[int, list[str]] | None = None
+    begun = False
+    for line, cells in _lines_of(path, separator, remedy):
+        if cells[0].startswith("#") and not (begun and _separator(path, separator)):
+            remark = line, cells
+            continue
+        if titled and not begun and remark is not None:
+            _refuse_titles(path, remark, line, cells)
+        begun = True
+        yield line, cells
+
+
+def _refuse_titles(path: Path, remark: tuple[int, list[str]], line: int, cells: list[str]) -> None:
+    """UsageError where a remark has as many cells as the first row: one of them would be lost."""
+    said = [remark[1][0].lstrip("#").strip(), *remark[1][1:]]
+    said = said if said[0] else said[1:]
+    if len(said) == len(cells) > 1:
+        raise UsageError(
+            f"{path}: line {remark[0]} begins with # and has as many columns as line {line}, which is taken "
+            "for the titles: take off the # if these are the titles, or leave out the line"
+        )
+
+
+def _separator(path: Path, separator: str | None) -> str | None:
+    return _SEPARATORS.get(path.suffix.lower()) if separator is None else separator
+
+
+def _lines_of(path: Path, separator: str | None, remedy: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number from 1, cells) of every line that is not empty."""
+    separator = _separator(path, separator)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if separator is None:
                 for number, line in enumerate(stream, start=1):
-                    if line.strip() and not line.lstrip().startswith("#"):
+                    if line.strip():
                         yield number, line.split()
                 return
             reader = csv.reader(stream, delimiter=separator, strict=True)
             for cells in reader:
-                if any(cell.strip() for cell in cells) and not cells[0].lstrip().startswith("#"):
+                if any(cell.strip() for cell in cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise UsageError(f"{path}, line {reader.line_num}: {error}; nothing was loaded") from error
@@ -95,11 +128,28 @@ def _column(wanted: str | int, titles: list[str] | None, path: Path) -> int:
         if wanted < 0:
             raise UsageError(f"columns are counted from 0, got {wanted}")
         return wanted
-    if titles is None or wanted not in titles:
+    return column_of(path, titles or [], wanted)
+
+
+def column_of(path: Path, titles: Sequence[str], wanted: str) -> int:
+    """The column of that title; UsageError where none or more than one has it."""
+    if wanted not in titles:
         raise UsageError(
-            f"{path} has no column {wanted!r}; its first line names {', '.join(titles or ['none'])}"
+            f"{path} has no column {wanted!r}; its first line names {', '.join(titles) or 'none'}"
+        )
+    if titles.count(wanted) > 1:
+        raise UsageError(
+            f"{path} has {titles.count(wanted)} columns {wanted!r}: give every column a title of its own"
         )
     return titles.index(wanted)
+
+
+def is_finite(text: str) -> bool:
+    """Whether a cell is a finite number, as other programs write it too (Python alone reads 1_000)."""
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
 
 
 def _collected(
@@ -136,7 +186,8 @@ def _collected(
 def refuse_lines(path: Path, wrong: Sequence[str]) -> None:
     """UsageError with the first of the wrong lines ("line 3: why"), and how many more there are."""
     if wrong:
-        more = f" ({len(wrong) - 1} more lines are wrong)" if len(wrong) > 1 else ""
+        others = "1 more line is" if len(wrong) == 2 else f"{len(wrong) - 1} more lines are"
+        more = f" ({others} wrong)" if len(wrong) > 1 else ""
         raise UsageError(f"{path}, {wrong[0]}{more}; nothing was loaded")
 
 
@@ -147,10 +198,6 @@ def _problem(cells: list[str], wanted: list[int], typed: int | None) -> str | No
     if any(not cells[column] for column in [*wanted[:2], *([] if typed is None else [typed])]):
         return "a name is empty"
     for column in wanted[2:]:
-        try:
-            finite = math.isfinite(float(cells[column]))
-        except ValueError:
-            finite = False
-        if not finite:
+        if not is_finite(cells[column]):
             return f"column {column} must be a finite number, got {cells[column]!r}"
     return None

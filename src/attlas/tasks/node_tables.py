@@ -3,7 +3,6 @@
 Legend: n nodes, F features.
 """
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 
 from attlas._common.errors import UsageError
-from attlas.graph.tables import refuse_lines, rows_of
+from attlas.graph.tables import column_of, is_finite, refuse_lines, rows_of
 
 __all__ = ["SPLITS", "NodeFeatures", "NodeLabels", "NodeNames", "read_features", "read_labels", "split_nodes"]
 
 SPLITS = ("train", "valid", "test")
 SHARES = (0.6, 0.2, 0.2)
+LARGEST = float(np.finfo(np.float32).max)  # nets compute in float32: what is above it would be infinite
+LIMIT = f" up to {LARGEST:.1e}"
 
 
 class NodeNames:
@@ -73,7 +74,8 @@ def read_labels(
     """
     place = Path(path)
     titles, rows = _table(place, ("node", "label"), "give a table with the columns node and label")
-    columns = [titles.index(name) for name in ("node", "label", *(["split"] if "split" in titles else []))]
+    asked = ("node", "label", *(["split"] if "split" in titles else []))
+    columns = [column_of(place, titles, name) for name in asked]
     seen: dict[int, int] = {}
     texts: list[str] = []
     splits: list[int] = []
@@ -111,21 +113,27 @@ def read_features(
     """A table with the column node and one column of numbers per feature, named in its first line.
 
     columns: which features, in that order; by default all. UsageError names the line of a node that is not
-    there or stands twice or of a value that is no finite number, a missing column, and a node without a line.
+    there or stands twice or of a value that is no finite number of float32, a column that is missing, doubled
+    or without a title, and a node without a line.
     """
     place = Path(path)
     titles, rows = _table(place, ("node", *columns), "give a table with the column node and features")
     wanted = tuple(columns) or tuple(title for title in titles if title != "node")
     if not wanted:
         raise UsageError(f"{place} has no column beside node: a column per feature is expected")
-    at = [titles.index(name) for name in wanted]
+    if "" in wanted:
+        raise UsageError(
+            f"{place}: column {titles.index('') + 1} of {len(titles)} has no title: name it, or leave it out "
+            "(pandas writes its index so: to_csv(index=False))"
+        )
+    at = [column_of(place, titles, name) for name in wanted]
     x = np.zeros((nodes.nodes, len(at)), np.float32)
     seen: dict[int, int] = {}
     wrong: list[str] = []
-    for line, number, cells in _nodes_of(titles, rows, nodes, titles.index("node"), seen, wrong):
+    for line, number, cells in _nodes_of(titles, rows, nodes, column_of(place, titles, "node"), seen, wrong):
         bad = next((column for column in at if not _finite(cells[column])), None)
         if bad is not None:
-            wrong.append(f"line {line}: {titles[bad]} must be a finite number, got {cells[bad]!r}")
+            wrong.append(f"line {line}: {titles[bad]} must be a finite number{LIMIT}, got {cells[bad]!r}")
             continue
         seen[number] = line
         x[number] = [float(cells[column]) for column in at]
@@ -175,7 +183,7 @@ def split_nodes(labels: NodeLabels, seed: int) -> Tensor:
 def _problem(label: str, split: str | None, known: set[str] | None) -> str | None:
     """What is wrong with a label; known: the classes there may be, empty for any, None for numbers."""
     if known is None and not _finite(label):
-        return f"the label must be a finite number, got {label!r}"
+        return f"the label must be a finite number{LIMIT}, got {label!r}"
     if not label:
         return "the label is empty: leave out the line of a node without one"
     if known and label not in known:
@@ -192,7 +200,7 @@ def _stratifies(classes: np.ndarray, size: int) -> bool:
 
 
 def _table(path: Path, needed: tuple[str, ...], remedy: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    rows = list(rows_of(path, "," if not path.suffix else None, remedy))
+    rows = list(rows_of(path, "," if not path.suffix else None, remedy, titled=True))
     if not rows:
         raise UsageError(f"{path} is empty: {remedy}")
     titles = rows[0][1]
@@ -224,7 +232,4 @@ def _nodes_of(
 
 
 def _finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return is_finite(text) and abs(float(text)) <= LARGEST

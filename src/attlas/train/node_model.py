@@ -3,6 +3,7 @@
 Legend: n nodes, E edges, F features, K columns of encodings.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -55,8 +56,12 @@ class NodeSettings:
                 raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.batch < 0:
             raise UsageError(f"batch must be 0 (the whole graph) or more nodes, got {self.batch}")
-        if not self.learning_rate > 0:
-            raise UsageError(f"learning rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning rate must be a finite number above 0, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight decay must be a finite number from 0, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         for one in parse_encodings(self.encodings):
             if one.name not in ("degree", "rwse", "laplacian"):
                 raise UsageError(f"training takes the encodings degree, rwse and laplacian, got {one.name}")
@@ -134,11 +139,15 @@ class _Scaled(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, rows: Tensor) -> None:
-        """Take mean and deviation from rows (m, width)."""
+        """Take mean and deviation from rows (m, width); of no rows neither."""
+        if not len(rows):
+            return
         wide = rows.double()
         deviation = wide.std(0, correction=0)
         self.mean.copy_(wide.mean(0))
-        self.scale.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+        # Equal numbers deviate by what their mean is rounded, which must not become the unit.
+        varies = deviation > torch.finfo(torch.float32).eps * wide.abs().amax(0)
+        self.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale

@@ -68,7 +68,9 @@ def baselines(inputs: NodeInputs, labels: LabelledNodes, classes: int) -> dict[s
 
     parts = [inputs.x] + ([] if inputs.extra is None else [inputs.extra])
     rows = torch.cat(parts, 1).double().numpy()
-    (seen, known), (asked, wanted) = labels.of(0), labels.of(2)
+    (trained, known), (tested, wanted) = labels.of(0), labels.of(2)
+    # As arrays: numpy takes a tensor of one number for that number, and gives a row instead of a table.
+    seen, asked = trained.numpy(), tested.numpy()
     if classes:
         models = {"constant": DummyClassifier(), "linear": LogisticRegression(max_iter=300)}
     else:
