@@ -23,7 +23,7 @@ from attlas.attend.request import Request, Result, take
 from attlas.attend.rows import in_blocks
 from attlas.attend.senders import Shares
 from attlas.attend.work import Pairs, Work
-from attlas.graph import Graph
+from attlas.graph import Graph, kept
 from attlas.pattern import GraphEdges
 from attlas.score import Edge
 
@@ -237,14 +237,13 @@ def _table(tensor: Tensor, side: Along) -> Tensor:
     return tensor.squeeze(4 if side == "receiver" else 3).movedim(3, 0).contiguous()
 
 
+@kept
 def _repetition(graph: Graph) -> Tensor:
     """(E,) int64: how many equal edges stand before each edge of a graph, counted once."""
-    if "_repetition" not in graph.__dict__:
-        code = graph.receiver * max(1, graph.senders) + graph.sender
-        order = torch.argsort(code, stable=True)
-        _, runs = torch.unique_consecutive(code[order], return_counts=True)
-        first = (runs.cumsum(0) - runs).repeat_interleave(runs)
-        count = torch.empty_like(order)
-        count[order] = torch.arange(order.numel(), device=order.device) - first
-        graph.__dict__["_repetition"] = count
-    return graph.__dict__["_repetition"]
+    code = graph.receiver * max(1, graph.senders) + graph.sender
+    order = torch.argsort(code, stable=True)
+    _, runs = torch.unique_consecutive(code[order], return_counts=True)
+    first = (runs.cumsum(0) - runs).repeat_interleave(runs)
+    count = torch.empty_like(order)
+    count[order] = torch.arange(order.numel(), device=order.device) - first
+    return count

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.graph import Graph
+from attlas.graph import Graph, kept
 
 __all__ = ["Rectangle", "Side", "Walk", "pair_number", "walk"]
 
@@ -117,12 +117,10 @@ class Walk:
         return place
 
 
+@kept
 def walk(graph: Graph, by: Side, most: int) -> Walk:
     """The walk of a graph, made once and kept with it."""
-    known = graph.__dict__.setdefault("_walks", {})
-    if (by, most) not in known:
-        known[by, most] = Walk(graph, by, most)
-    return known[by, most]
+    return Walk(graph, by, most)
 
 
 def pair_number(graph: Graph) -> Tensor:

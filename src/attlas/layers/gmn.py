@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attlas.graph import Graph, WalkTokens, neighbour_mean, walk_tokens
+from attlas.graph import Graph, WalkTokens, kept, neighbour_mean, walk_tokens
 from attlas.graph.neighbours import spoilt_graphs
 from attlas.layers.gin import GIN
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
@@ -21,6 +21,9 @@ from attlas.layers.mamba import BiMamba, Mamba
 from attlas.layers.virtual_node import star_of
 
 __all__ = ["ForwardMamba", "GMNLayer", "SubgraphEncoder", "node_order"]
+
+
+_walk_tokens = kept(walk_tokens)
 
 
 class SubgraphEncoder(nn.Module):
@@ -119,7 +122,7 @@ class GMNLayer(nn.Module):
     ) -> Tensor:
         """One layer."""
         graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch)
-        tokens = self._tokens(graph) if tokens is None else tokens
+        tokens = _walk_tokens(graph, **self.walk) if tokens is None else tokens
         if not tokens.belong_to(graph):
             raise ValueError(
                 f"GMNLayer: tokens must be drawn from this graph, {graph.nodes} nodes and {graph.edges} "
@@ -145,14 +148,6 @@ class GMNLayer(nn.Module):
         reset = torch.cat([owner.new_ones(1, dtype=torch.bool), owner.diff() != 0])
         found: Tensor = self.over_nodes(y[order][None], reset=reset[None])[0][back]  # type: ignore[misc]
         return found.masked_fill(spoilt, math.nan)
-
-    def _tokens(self, graph: Graph) -> WalkTokens:
-        kept: dict = graph.__dict__.setdefault("_walk_tokens", {})
-        name = tuple(self.walk.values())
-        if name not in kept:
-            kept[name] = walk_tokens(graph, **self.walk)
-        found: WalkTokens = kept[name]
-        return found
 
     def _arranged(self, encoded: Tensor, tokens: WalkTokens) -> Tensor:
         """The tokens (n, K, C) in the order that they are read in."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attlas.attend import attend
-from attlas.graph import Graph, neighbour_mean, neighbour_sum
+from attlas.graph import Graph, kept, neighbour_mean, neighbour_sum
 from attlas.layers.gin import GIN
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.score import Edge, PairResult, Score
@@ -26,15 +26,11 @@ Map = Callable[..., Tensor]
 GATHERS = {"sum": neighbour_sum, "mean": neighbour_mean}
 
 
+@kept
 def star_of(graph: Graph) -> Graph:
     """The edges from every node to its graph's virtual node: n senders, G receivers; made once per graph."""
-    kept = graph.__dict__.get("_star")
-    if kept is None:
-        nodes = torch.arange(graph.nodes, device=graph.device)
-        kept = Graph(nodes, graph.graph_of, graph.nodes, graph.graphs, bipartite=True)
-        graph.__dict__["_star"] = kept
-    found: Graph = kept
-    return found
+    nodes = torch.arange(graph.nodes, device=graph.device)
+    return Graph(nodes, graph.graph_of, graph.nodes, graph.graphs, bipartite=True)
 
 
 class VirtualNodeLayer(nn.Module):

@@ -6,7 +6,7 @@ Source: Garnier et al. 2025, arXiv 2508.18051; DonsetPG/graph-physics. Legend: n
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attlas.graph import Graph, with_self_loops
+from attlas.graph import Graph, kept, with_self_loops
 from attlas.layers.mesh_graph_net import relu_mlp
 from attlas.layers.mesh_transformer import MeshTransformerLayer
 
@@ -58,11 +58,7 @@ class MeshTransformer(nn.Module):
         return out
 
 
+@kept
 def _looped(graph: Graph) -> Graph:
     """The graph with loops, made once and kept with it, so that its edges are sorted once."""
-    kept = graph.__dict__.get("_looped")
-    if kept is None:
-        bare = graph.replace(edge_attr=None, edge_type=None)
-        kept = graph.__dict__["_looped"] = with_self_loops(bare)
-    found: Graph = kept
-    return found
+    return with_self_loops(graph.replace(edge_attr=None, edge_type=None))

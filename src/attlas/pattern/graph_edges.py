@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.graph import Graph
+from attlas.graph import Graph, kept
 from attlas.pattern import intervals as sets
 from attlas.pattern.base import Pattern
 from attlas.pattern.bound import Bound, bound_kind
@@ -52,9 +52,9 @@ class GraphEdges(Bound):
 
 def as_pattern(pattern: Pattern | Graph | None) -> Pattern | None:
     """The pattern itself, or that of a graph, which is made once and kept with the graph."""
-    if not isinstance(pattern, Graph):
-        return pattern
-    kept = pattern.__dict__.get("_pattern")
-    if kept is None:
-        kept = pattern.__dict__["_pattern"] = GraphEdges(pattern)
-    return kept
+    return _edges(pattern) if isinstance(pattern, Graph) else pattern
+
+
+@kept
+def _edges(graph: Graph) -> GraphEdges:
+    return GraphEdges(graph)
