@@ -161,5 +161,7 @@ def test_softmax_over_edges_is_that_of_each_node_and_order_does_not_matter() -> 
     mixed = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     again = segment_softmax(logits[mixed], keep_edges(graph, mixed).by_receiver)
     assert torch.allclose(again, weights[mixed], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"logits must have one row for each of 30 edges, got \(29, 2\)"):
+        segment_softmax(logits[1:], graph.by_receiver)
     one = Graph.from_edge_index([[0], [0]], num_nodes=2)
     assert segment_softmax(torch.full((1,), -float("inf")), one.by_receiver).tolist() == [0.0]

@@ -5,11 +5,13 @@ import re
 import networkx
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 
 from attlas.graph import (
     Graph,
     batch,
+    electrostatic_statistics,
     encodings,
     flip_signs,
     from_networkx,
@@ -17,6 +19,7 @@ from attlas.graph import (
     laplacian_eigenvectors,
     random_walk_diagonals,
     relative_random_walks,
+    segment_reduce,
     shortest_paths,
     undirected,
 )
@@ -78,6 +81,38 @@ def test_each_graph_of_a_batch_has_its_own_and_small_ones_are_filled() -> None:
     assert abs(float(none[0, 0])) < 1e-9
 
 
+def test_a_batch_of_no_graphs_and_graphs_of_no_nodes() -> None:
+    nothing = Graph.from_edge_index([[], []], num_nodes=0).replace(pointer=torch.tensor([0]))
+    values, vectors = laplacian_eigenvectors(nothing, 2)
+    assert values.shape == vectors.shape == (0, 2)
+    assert electrostatic_statistics(nothing.replace(pointer=torch.tensor([0, 0]))).shape == (0, 10)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("alone", [0, 5000])
+def test_equal_eigenvalues_of_a_long_ring_and_many_nodes_alone(normalised: bool, alone: int) -> None:
+    nodes = torch.arange(600)
+    graph = Graph.from_edge_index(torch.stack([nodes, (nodes + 1) % 600]), num_nodes=600 + alone)
+    values, vectors = laplacian_eigenvectors(graph, 4, skip=0, normalised=normalised)
+    wanted = (1 if normalised else 2) * (1 - np.cos(2 * np.pi / 600 * np.array([0, 1, 1, 2])))
+    if alone and not normalised:
+        wanted[:] = 0  # a node alone has 0, but 1 normalised
+    assert np.allclose(values[0], wanted, atol=1e-10, rtol=0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(4, dtype=torch.float64))
+    turned = 2 * vectors[:600] - vectors[:600].roll(1, 0) - vectors[:600].roll(-1, 0)
+    torch.testing.assert_close(turned, (2 if normalised else 1) * values[:600] * vectors[:600])
+
+
+def test_a_solver_that_does_not_converge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise scipy.sparse.linalg.ArpackNoConvergence("no convergence", np.zeros(0), np.zeros((0, 0)))
+
+    monkeypatch.setattr(encodings, "DENSE", 0)
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", failing)
+    with pytest.raises(RuntimeError, match="a component of 9 nodes is too long for the sparse solver"):
+        laplacian_eigenvectors(ring(9), 2)
+
+
 def test_signs_are_flipped_graph_by_graph() -> None:
     graph = batch([ring(4), ring(5)])
     ones = torch.ones(9, 6)
@@ -113,6 +148,18 @@ def test_ways_are_those_of_networkx_from_sender_to_receiver() -> None:
         pairs.sender.tolist(), pairs.receiver.tolist(), pairs.edge_type.tolist(), strict=True
     ):
         assert got == min(lengths[a].get(b, 5), 4 if b in lengths[a] else 5)
+
+
+def test_what_is_made_in_inference_mode_serves_training_too() -> None:
+    graph = ring(5)
+    with torch.inference_mode():
+        chance = random_walk_diagonals(graph, 3)
+        _ = graph.by_receiver, graph.by_sender, graph.in_degree, graph.graph_of
+    assert random_walk_diagonals(graph, 3) is chance
+    x = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
+    total = segment_reduce((x * chance)[graph.sender], graph.by_receiver)[graph.graph_of].sum()
+    total.backward()
+    assert x.grad is not None and x.grad.shape == (5, 3)
 
 
 def test_hop_features_are_powers_of_the_normalised_adjacency() -> None:

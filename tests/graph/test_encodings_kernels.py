@@ -126,7 +126,8 @@ def test_what_was_found_is_kept_with_the_graph() -> None:
     first = heat_kernel_diagonals(graph, (1.0, 2.0))
     assert heat_kernel_diagonals(graph, [1.0, 2.0]) is first
     assert heat_kernel_diagonals(graph, (2.0, 1.0)) is not first
-    assert laplacian_eigenvectors(graph, 2) is laplacian_eigenvectors(graph, 2)
+    assert laplacian_eigenvectors(graph, 2) is laplacian_eigenvectors(graph, count=2, skip=1)
+    assert laplacian_eigenvectors(graph, 2, skip=0) is not laplacian_eigenvectors(graph, 2)
     assert heat_kernel_diagonals(graph.replace(), (1.0, 2.0)) is not first
 
 

@@ -1,5 +1,6 @@
 """Graphs from other libraries and files, and back."""
 
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from attlas.graph import (
     to_networkx,
     to_scipy,
 )
+from attlas.graph import graph as graphs
 from graph.test_graph import drawn
 
 
@@ -57,6 +59,10 @@ def test_networkx_numbers_become_features_or_an_error() -> None:
     given.add_edge(1, 2, length=1)
     graph, _ = from_networkx(given, edge_attr=["length"])
     assert graph.edge_attr is not None and graph.edge_attr[:, 0].tolist() == [2.5, 1.0, 2.5, 1.0]
+    given.add_edge(3, 2, length=np.float32(0.5))
+    given.add_edge(3, 1, length=np.int64(2))
+    graph, _ = from_networkx(given, edge_attr=["length"])
+    assert graph.edge_attr is not None and graph.edge_attr[2:4, 0].tolist() == [2.0, 0.5]
     given.add_edge(2, 0)
     with pytest.raises(ValueError, match=r"edge_attr 'length' of the edge 0 - 2 must be a number, got None"):
         from_networkx(given, edge_attr=["length"])
@@ -86,7 +92,52 @@ def test_a_saved_graph_comes_back(tmp_path: Path, mapped: bool) -> None:
     for name in ("sender", "receiver", "edge_attr", "edge_type", "pointer"):
         assert torch.equal(getattr(again, name), getattr(graph, name))
     assert (again.nodes, again.bipartite, again.graphs) == (5, False, 1)
+    for side in ("by_receiver", "by_sender"):
+        for one, other in zip(getattr(again, side), getattr(graph, side), strict=True):
+            assert torch.equal(one, other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g"]
+
+
+def test_a_mapped_graph_is_not_sorted_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = drawn(5, 9)
+    save_graph(graph, tmp_path / "g")
+    save_graph(graph, tmp_path / "plain", sort=False)
+    wanted = [[part.tolist() for part in side] for side in (graph.by_receiver, graph.by_sender)]
+    again = load_graph(tmp_path / "plain", mapped=True)
+    assert [[part.tolist() for part in side] for side in (again.by_receiver, again.by_sender)] == wanted
+    monkeypatch.setattr(graphs, "_sorted", lambda *_: pytest.fail("sorted in memory"))
+    again = load_graph(tmp_path / "g", mapped=True)
+    assert [[part.tolist() for part in side] for side in (again.by_receiver, again.by_sender)] == wanted
+
+
+def test_ends_are_checked_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "CHUNK", 2)
+    with pytest.raises(ValueError, match=r"sender of edge 3 is 7, but there are 4 .*2 edges are wrong"):
+        Graph.from_edge_index([[0, 1, 2, 7, -1], [0, 1, 2, 3, 0]], num_nodes=4)
+    with pytest.raises(ValueError, match=r"edge 2 \(1 -> 2\) leads from one graph"):
+        Graph.from_edge_index([[0, 2, 1], [1, 3, 2]], batch=torch.tensor([0, 0, 1, 1]), num_nodes=4)
+
+
+def test_the_old_graph_stays_until_the_new_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_graph(drawn(5, 9), tmp_path / "g")
+    move = os.replace
+
+    def broken(one: Path, other: Path) -> None:
+        if str(one).endswith(".partial") and other == tmp_path / "g":
+            raise OSError("no space")
+        move(one, other)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no space"):
+        save_graph(drawn(2, 2), tmp_path / "g")
+    assert load_graph(tmp_path / "g").edges == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    (tmp_path / "g" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds more than a graph, notes\.txt: move that away"):
+        save_graph(drawn(2, 2), tmp_path / "g")
+    assert (tmp_path / "g" / "notes.txt").read_text() == "mine"
 
 
 def test_files_are_refused_in_words(tmp_path: Path) -> None:
@@ -112,6 +163,7 @@ def test_files_are_refused_in_words(tmp_path: Path) -> None:
         ("sender", np.array([0, 1, 2], dtype=np.int32), "must hold int64 in one axis"),
         ("receiver", np.array([0, 1]), "a row for each of 3 edges"),
         ("sender", np.array([[0, 1, 2]]), "must hold int64 in one axis"),
+        ("receiver", np.array([0, 1, -1]), "receiver of edge 2 is -1, but there are 3"),
     ],
 )
 def test_damaged_arrays_are_found_before_they_are_used(
@@ -119,15 +171,34 @@ def test_damaged_arrays_are_found_before_they_are_used(
 ) -> None:
     save_graph(Graph.from_edge_index([[0, 1, 2], [1, 2, 0]], num_nodes=3), tmp_path / "g")
     np.save(tmp_path / "g" / f"{name}.npy", array)
-    with pytest.raises((UsageError, ValueError), match=words):
-        graph = load_graph(tmp_path / "g", mapped=mapped)
-        _ = graph.by_receiver, graph.by_sender  # a mapped graph is read when it is first used
+    with pytest.raises(UsageError, match=words):
+        load_graph(tmp_path / "g", mapped=mapped)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("by_sender.other", [0, 1, 3], r"by_sender\.other\.npy must hold numbers in 0 \.\. 2"),
+        ("by_sender.order", [0, -1, 1], r"by_sender\.order\.npy must hold numbers in 0 \.\. 2"),
+        ("by_receiver.order", [0, 1], r"by_receiver\.order\.npy must hold 3 of int64"),
+        ("by_receiver.pointer", [0, 2, 1, 3], r"by_receiver\.pointer\.npy must rise from 0 to 3"),
+    ],
+)
+def test_damaged_sorted_edges_are_found(tmp_path: Path, name: str, array: list[int], words: str) -> None:
+    save_graph(Graph.from_edge_index([[0, 1, 2], [1, 2, 0]], num_nodes=3), tmp_path / "g")
+    np.save(tmp_path / "g" / f"{name}.npy", np.array(array))
+    with pytest.raises(UsageError, match=words):
+        load_graph(tmp_path / "g", mapped=True)
 
 
 def test_a_header_that_says_too_little(tmp_path: Path) -> None:
     save_graph(drawn(3, 2), tmp_path / "g")
     header = tmp_path / "g" / "graph.json"
-    header.write_text(header.read_text().replace('"senders"', '"sanders"'))
+    text = header.read_text()
+    header.write_text(text.replace('"senders": 3', '"senders": 3.0'))
+    with pytest.raises(UsageError, match=r"is damaged: senders must be int, got 3\.0"):
+        load_graph(tmp_path / "g", mapped=True)
+    header.write_text(text.replace('"senders"', '"sanders"'))
     with pytest.raises(UsageError, match=r"is damaged: it does not say senders"):
         load_graph(tmp_path / "g")
 

@@ -58,6 +58,14 @@ def test_breadth_first_stops_and_hides():
     assert graph.breadth_first(10, 9, generator=rng()).numel() == 0
 
 
+def test_counts_are_not_negative():
+    edges = Incidence(Graph.from_edge_index([[0], [1]]))
+    with pytest.raises(ValueError, match="most must be 0 edges or more, got -1"):
+        edges.one_hop(0, -1, generator=rng())
+    with pytest.raises(ValueError, match="fanout must be 0 edges or more, got -2"):
+        edges.breadth_first(0, 1, generator=rng(), fanout=-2)
+
+
 def test_draws_without_replacement_are_even():
     graph, generator = Incidence(GRAPH), rng()
     drawn = torch.cat([graph.one_hop(0, 2, generator=generator) for _ in range(3000)])

@@ -144,6 +144,12 @@ def test_every_edge_is_drawn_with_the_same_chance(count, replace):
     assert chisquare(drawn.bincount(minlength=40)).pvalue > 1e-3
 
 
+def test_a_fanout_above_all_degrees_takes_no_more_memory():
+    graph = star_and_ring()
+    found = sample_neighbours(graph, torch.tensor([0]), [10**12])
+    assert found.edges.sort().values.tolist() == (graph.receiver == 0).nonzero()[:, 0].tolist()
+
+
 def test_features_and_types_come_along():
     graph = messy().replace(edge_attr=torch.randn(37, 2), edge_type=torch.arange(37))
     found = sample_neighbours(graph, torch.tensor([0, 5]), [2, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -135,3 +137,25 @@ def test_errors_name_the_argument():
         at_most(graph, 0)
     with pytest.raises(ValueError, match="SAGE: sampled must be 1 or more edges into a node, got 0"):
         SAGE(4, sampled=0)
+
+
+def test_sums_of_nothing_and_of_integers():
+    graph = Graph.from_edge_index([[], []], num_nodes=0)
+    assert neighbour_sum(torch.zeros(0, 3, 2), graph).shape == (0, 3, 2)
+    assert neighbour_mean(torch.zeros(0), graph).shape == (0,)
+    two = Graph.from_edge_index([[0], [1]])
+    assert neighbour_sum(torch.zeros(2, 3, 0), two).shape == (2, 3, 0)
+    for run in (neighbour_sum, neighbour_mean):
+        with pytest.raises(TypeError, match="x must be floating point .* got torch.int64"):
+            inspect.unwrap(run)(torch.tensor([[33554433], [0]]), two)
+
+
+def test_a_graph_met_in_inference_mode_first_can_be_trained_on():
+    edges, x = torch.tensor([[0, 1], [1, 2]]), torch.randn(3, 4)
+    layer = GCN(4, 4)
+    wanted = layer(x, edges.clone())
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, edges), wanted)
+        torch.testing.assert_close(layer(x, edges.clone()), wanted)  # a tensor without a version
+        torch.testing.assert_close(layer(x, edges, batch=torch.zeros(3, dtype=torch.int64)), wanted)
+    layer(x, edges).sum().backward()

@@ -60,7 +60,8 @@ def laplacian_eigenvectors(
     equal ones joined. skip: how many of the smallest are left out (1: the constant one, as GT does; 0: none,
     as GPS). A graph with fewer nodes is filled up with `fill`. Unit vectors in float64; their sign is
     arbitrary (`flip_signs`), and so is the basis of equal eigenvalues. An isolated node counts as degree 1.
-    Cost: O(n^3) up to 500 nodes of a graph, above that a sparse solver. Sources: Dwivedi and Bresson 2020,
+    Cost: O(n^3) up to 500 nodes of a graph, above that a sparse solver, whose steps grow with the diameter;
+    RuntimeError: it did not converge. Sources: Dwivedi and Bresson 2020,
     arXiv 2012.09699; Rampasek et al. 2022, arXiv 2205.12454.
     """
     if count < 1 or skip < 0:
@@ -74,7 +75,8 @@ def laplacian_eigenvectors(
         found[1][:, : kept.shape[1]] = kept
         return found
 
-    pairs = [one(part) for part in unbatch(graph)]
+    nothing = np.zeros((0, count))
+    pairs = [one(part) for part in unbatch(graph)] or [(nothing, nothing)]
     values, vectors = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
     return values, vectors
 
@@ -106,15 +108,24 @@ def _eigen(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np
     Above DENSE nodes each connected component on its own: an iteration from one vector finds one of several
     equal eigenvalues, and there are as many zeros as components.
     """
+    import scipy.sparse
     from scipy.sparse import csgraph
 
     if matrix.shape[0] <= max(DENSE, count + 1):
         values, vectors = np.linalg.eigh(matrix.toarray())
         return values[:count], vectors[:, :count]
     _, labels = csgraph.connected_components(matrix, directed=False)
-    order = np.argsort(labels, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    found = [(nodes, *_connected(matrix[nodes][:, nodes], min(count, len(nodes)))) for nodes in parts]
+    order, sizes = np.argsort(labels, kind="stable"), np.bincount(labels)
+    ends, apart = sizes.cumsum(), scipy.sparse.csr_array(matrix[order][:, order])
+    found = [
+        (order[end - size : end], *_connected(apart[end - size : end, end - size : end], min(count, size)))
+        for end, size in zip(ends[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
+    ]
+    # A node alone is its own eigenvector; there may be very many.
+    alone = order[ends[sizes == 1] - 1]
+    own = matrix.diagonal()[alone]
+    least = np.argsort(own, kind="stable")[:count]
+    found += [(alone[[at]], own[[at]], np.ones((1, 1))) for at in least.tolist()]
     owner = np.concatenate([np.full(len(values), part) for part, (_, values, _) in enumerate(found)])
     column = np.concatenate([np.arange(len(values)) for _, values, _ in found])
     every = np.concatenate([values for _, values, _ in found])
@@ -129,7 +140,7 @@ def _eigen(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np
 def _connected(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray, np.ndarray]:
     """The smallest eigenvalues of a component's Laplacian."""
     import scipy.sparse
-    from scipy.sparse.linalg import eigsh
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     nodes = matrix.shape[0]
     if nodes <= max(DENSE, count + 1):
@@ -139,7 +150,13 @@ def _connected(matrix: "scipy.sparse.csr_array", count: int) -> tuple[np.ndarray
     bound = float(abs(matrix).sum(1).max())
     shifted = scipy.sparse.eye_array(nodes) * bound - matrix
     start = np.random.default_rng(0).standard_normal(nodes)
-    values, vectors = eigsh(shifted, k=count, which="LA", v0=start)
+    try:
+        values, vectors = eigsh(shifted, k=count, which="LA", v0=start)
+    except ArpackNoConvergence as error:
+        raise RuntimeError(
+            f"laplacian_eigenvectors: a component of {nodes} nodes is too long for the sparse solver to find "
+            f"{count} eigenvectors; ask for others (a smaller or larger count), or use random_walk_diagonals"
+        ) from error
     order = np.argsort(-values)
     return bound - values[order], vectors[:, order]
 
@@ -158,9 +175,10 @@ def random_walk_diagonals(graph: Graph, steps: int, *, large: bool = False) -> F
 
     A step goes from a receiver to one of its senders; equal edges count as often as they stand; a node
     without edges is never back: 0. Cost: `steps` products of P with 256 columns at a time, O(steps E n) in
-    all and O(256 n) memory. ValueError: more than 10,000 nodes in a graph without large=True.
+    all and O(256 n) memory. ValueError: steps below 1; more than 10,000 nodes in a graph without large=True.
     """
-
+    if steps < 1:
+        raise ValueError(f"random_walk_diagonals: steps must be 1 or more, got {steps}")
     refuse_large("random_walk_diagonals", graph, large)
 
     def one(part: Graph) -> np.ndarray:

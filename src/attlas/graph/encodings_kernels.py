@@ -55,6 +55,8 @@ def electrostatic_statistics(graph: Graph, *, large: bool = False) -> Float[Tens
     refuse_large("electrostatic_statistics", graph, large)
 
     def one(part: Graph) -> np.ndarray:
+        if not part.nodes:
+            return np.zeros((0, ELECTROSTATIC))
         values, vectors, matrix = _positive_part(part)
         inverse = (vectors / values) @ vectors.T
         potential = inverse - np.diag(inverse)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 __all__ = ["Graph", "Sorted"]
 
+CHUNK = 1 << 22
+"""Edges that are checked at once: those of a graph on disk need not fit in memory."""
+
 
 class Sorted(NamedTuple):
     """Edges sorted by one of their ends, in the given order where that end is equal.
@@ -134,13 +137,18 @@ class Graph:
                 f"graph: pointer must rise from 0 to the number of nodes, {self.receivers}, got "
                 f"{ends[0]} .. {ends[1]}"
             )
-        leaving = (self.graph_of[self.sender] != self.graph_of[self.receiver]).nonzero()
-        if leaving.numel():
-            edge = int(leaving[0])
-            raise ValueError(
-                f"graph: edge {edge} ({int(self.sender[edge])} -> {int(self.receiver[edge])}) leads from one "
-                "graph of the batch into another"
-            )
+        for first, pieces in enumerate(
+            zip(self.sender.split(CHUNK), self.receiver.split(CHUNK), strict=True)
+        ):
+            leaving = (self.graph_of[pieces[0]] != self.graph_of[pieces[1]]).nonzero()
+            if leaving.numel():
+                edge = first * CHUNK + int(leaving[0])
+                raise ValueError(
+                    f"graph: edge {edge} ({int(self.sender[edge])} -> {int(self.receiver[edge])}) leads from "
+                    "one graph of the batch into another"
+                )
+
+    # What is kept is made outside inference mode: training may use it afterwards.
 
     # Size.
 
@@ -172,6 +180,7 @@ class Graph:
         return torch.stack([self.sender, self.receiver])
 
     @cached_property
+    @torch.inference_mode(False)
     def graph_of(self) -> Tensor:
         """(R,) int64: the graph of the batch that each node is in (PyG's `batch`)."""
         if self.pointer is None:
@@ -183,21 +192,25 @@ class Graph:
     # Sorted edges.
 
     @cached_property
+    @torch.inference_mode(False)
     def by_receiver(self) -> Sorted:
         """CSR: the edges that every receiver gets its messages by."""
         return _sorted(self.receiver, self.sender, self.receivers)
 
     @cached_property
+    @torch.inference_mode(False)
     def by_sender(self) -> Sorted:
         """CSC: the edges that every sender sends along (gradients of keys and values run along these)."""
         return _sorted(self.sender, self.receiver, self.senders)
 
     @cached_property
+    @torch.inference_mode(False)
     def in_degree(self) -> Tensor:
         """(R,) int64: edges that end at each receiver."""
         return torch.bincount(self.receiver, minlength=self.receivers)
 
     @cached_property
+    @torch.inference_mode(False)
     def out_degree(self) -> Tensor:
         """(S,) int64: edges that start at each sender."""
         return torch.bincount(self.sender, minlength=self.senders)
@@ -240,21 +253,21 @@ def _check_ends(name: str, ends: Tensor, nodes: int) -> None:
         raise TypeError(
             f"graph: {name} must be int64 of shape (edges,), got {ends.dtype} {tuple(ends.shape)}"
         )
-    wrong = ((ends < 0) | (ends >= nodes)).nonzero()
-    if wrong.numel():
-        edge = int(wrong[0])
+    wrong = [
+        number * CHUNK + found
+        for number, piece in enumerate(ends.split(CHUNK))
+        if (found := ((piece < 0) | (piece >= nodes)).nonzero()).numel()
+    ]
+    if wrong:
+        edge = int(wrong[0][0])
         raise ValueError(
             f"graph: {name} of edge {edge} is {int(ends[edge])}, but there are {nodes} {name}s "
-            f"(0 .. {nodes - 1}); {wrong.numel()} edges are wrong"
+            f"(0 .. {nodes - 1}); {sum(map(len, wrong))} edges are wrong"
         )
 
 
 def _sorted(by: Tensor, other: Tensor, nodes: int) -> Sorted:
     counts = torch.bincount(by, minlength=nodes)
-    if counts.numel() > nodes:  # a graph on disk, whose ends were not read before
-        raise ValueError(
-            f"graph: an edge ends at node {counts.numel() - 1}, but there are {nodes}: damaged file"
-        )
     order = torch.argsort(by, stable=True)
     return Sorted(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), other[order], order)
 

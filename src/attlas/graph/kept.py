@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
 
 from attlas.graph.graph import Graph
 
@@ -21,14 +24,20 @@ def kept(
     be written to; another graph of equal edges, as `replace` makes it, has none.
     """
 
+    asked = signature(make)
+
     @wraps(make)
     def found(graph: Graph, *given: Options.args, **named: Options.kwargs) -> Found:
         store: dict[Any, Found] = graph.__dict__.setdefault("_kept", {})
-        options = *given, *sorted(named.items())
+        # By name, defaults too: one mark for all ways to ask for the same.
+        bound = asked.bind(graph, *given, **named)
+        bound.apply_defaults()
+        _, *options = bound.arguments.values()
         plain = tuple(tuple(option) if isinstance(option, list) else option for option in options)
         mark = (make.__module__, make.__qualname__, plain)
         if mark not in store:
-            store[mark] = make(graph, *given, **named)
+            with torch.inference_mode(False):  # training may use it afterwards
+                store[mark] = make(graph, *given, **named)
         return store[mark]
 
     return found

@@ -1,6 +1,7 @@
 """Graphs out of scipy, NetworkX and PyG, and back."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def from_networkx(graph: "networkx.Graph", *, edge_attr: Sequence[str] = ()) -> 
 
 def _number(edge: tuple[Any, Any, dict[str, Any]], name: str) -> float:
     a, b, data = edge
-    if not isinstance(data.get(name), int | float):
+    if not isinstance(data.get(name), Real):
         raise ValueError(
             f"edge_attr {name!r} of the edge {a!r} - {b!r} must be a number, got {data.get(name)!r}"
         )

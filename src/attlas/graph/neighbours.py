@@ -3,6 +3,7 @@
 Legend: E edges, S senders, R receivers, C channels.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -25,8 +26,10 @@ def neighbour_sum(
 
     weights: of the edges in the graph's order, 1 each unless given. A node without edges gets 0; equal edges
     count each. bfloat16 is summed in float32. Differentiable in x and weights, also twice. Cost: 2 E C FLOPs.
-    ValueError: another number of rows or weights.
+    ValueError: another number of rows or weights; TypeError: integers.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point (integers would be rounded to float32), got {x.dtype}")
     if x.shape[0] != graph.senders:
         raise ValueError(f"x must have a row for each of {graph.senders} senders, got {tuple(x.shape)}")
     if weights is not None and weights.shape != (graph.edges,):
@@ -34,7 +37,7 @@ def neighbour_sum(
             f"weights must be one number for each of {graph.edges} edges, got {tuple(weights.shape)}"
         )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    flat = x.reshape(x.shape[0], -1).to(wide) if x.dim() != 2 else x.to(wide)
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:])).to(wide) if x.dim() != 2 else x.to(wide)
     given = None if weights is None else weights.to(wide)
     found: Tensor = _Sum.apply(flat, given, graph, True)
     return found.to(x.dtype).view(graph.receivers, *x.shape[1:])
@@ -42,8 +45,9 @@ def neighbour_sum(
 
 def neighbour_mean(x: Float[Tensor, "S *C"], graph: Graph) -> Float[Tensor, "R *C"]:
     """out_i = mean over the edges into i of x_sender(e), 0 without edges; as `neighbour_sum`."""
+    total = neighbour_sum(x, graph)
     share = graph.in_degree.clamp(min=1).to(x.dtype).reciprocal()
-    return neighbour_sum(x, graph) * share.view(-1, *[1] * (x.dim() - 1))
+    return total * share.view(-1, *[1] * (x.dim() - 1))
 
 
 def at_most(graph: Graph, most: int, generator: torch.Generator | None = None) -> Bool[Tensor, "E"]:
@@ -75,7 +79,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, graph: Graph, forwards: bool) -> Tensor:
-        ctx.save_for_backward(x, weights)
+        ctx.save_for_backward(None if weights is None else x, weights)
         ctx.graph, ctx.forwards = graph, forwards
         edges = graph.by_receiver if forwards else graph.by_sender
         return _product(edges, x, weights)

@@ -44,6 +44,7 @@ class Incidence:
         self, source: int, most: int, *, generator: np.random.Generator, without: Collection[int] = ()
     ) -> Tensor:
         """At most `most` of the edges at the source, drawn without replacement."""
+        _check(most=most)
         return torch.from_numpy(_some(self.at(source), most, generator, frozenset(without)).copy())
 
     def breadth_first(
@@ -60,6 +61,7 @@ class Incidence:
         Of every node at most `fanout` of its edges are drawn, without replacement (the released code draws
         with replacement, so that some count twice).
         """
+        _check(most=most, fanout=fanout)
         hidden, visited = frozenset(without), {source}
         queue, found = deque([source]), list[int]()
         while queue and len(found) < most:
@@ -73,6 +75,12 @@ class Incidence:
                     if len(found) == most:
                         break
         return torch.tensor(found, dtype=torch.int64)
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{name} must be 0 edges or more, got {count}")
 
 
 def _some(edges: np.ndarray, most: int, generator: np.random.Generator, hidden: frozenset[int]) -> np.ndarray:

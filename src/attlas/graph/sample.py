@@ -37,7 +37,8 @@ def sample_hops(
 
     Rows of A^2 are made one at a time, and never where a node has more than 16,384 ways of two edges: ends of
     ways are drawn then and thinned by the number of ways that lead there, which gives the same chances.
-    ValueError: count or hops below 1, nodes that are not there. Source: LargeGT, Dwivedi et al. 2023, arXiv
+    With 3 hops or more every node's list is made, in 4 hops n bytes a thread. ValueError: count or hops below
+    1, nodes that are not there. Source: LargeGT, Dwivedi et al. 2023, arXiv
     2312.11109. Cost: O(ways of `hops` edges) a node at most, parallel over nodes; 8 bytes a sample.
     """
     from attlas.graph import sample_loops as loops
@@ -99,7 +100,8 @@ def sample_neighbours(
     to the one that it was drawn for, as in PyG's NeighborLoader (directional). A node is drawn for once, in
     the hop that finds it. Equal edges are drawn like any others.
     ValueError: no fanouts, one below -1, nodes that are not there or stand twice. Source: GraphSAGE, Hamilton
-    et al. 2017, arXiv 1706.02216. Cost: O(drawn edges), and once per graph its sorting.
+    et al. 2017, arXiv 1706.02216. Cost: O(drawn edges) and 4 n bytes to be filled (a
+    `NeighbourLoader` does that once), and once per graph its sorting.
     """
     fanouts = _fanouts(fanouts)
     return _sample(graph, _distinct(graph, nodes), fanouts, replace, seed, _Workspace(graph))
@@ -129,7 +131,10 @@ def _sample(
     hops, ends, edges = [known], [], []
     for count in fanouts:
         last = nodes[start:known]
-        most = int((pointer[last + 1] - pointer[last]).sum()) if count < 0 else count * len(last)
+        degree = pointer[last + 1] - pointer[last]
+        if count >= 0:
+            degree = np.where(degree > 0, count, 0) if replace else np.minimum(degree, count)
+        most = int(degree.sum())
         nodes = np.concatenate([nodes[:known], np.empty(most, dtype=np.int64)])
         drawn, both = np.empty(most, dtype=np.int64), np.empty((2, most), dtype=np.int64)
         found, more = loops.expand(

@@ -40,6 +40,10 @@ def segment_softmax(logits: Float[Tensor, "E *C"], edges: Sorted) -> Float[Tenso
     A node whose edges are all absent gets weights 0. Cost: O(E C) time and memory; `attend` over the graph
     does the same without weights in memory.
     """
+    if logits.shape[0] != edges.order.numel():
+        raise ValueError(
+            f"logits must have one row for each of {edges.order.numel()} edges, got {tuple(logits.shape)}"
+        )
     counts = edges.pointer.diff()
     node = torch.repeat_interleave(torch.arange(counts.numel(), device=logits.device), counts)
     sorted_logits = logits[edges.order]

@@ -52,8 +52,9 @@ def walk_tokens(
     without any. Draws are hashes of (seed, stream of the graph, number of v in its graph, step): neither the
     other graphs of a batch nor the order of the edges change them. streams (G,) int64: 0 unless given; equal
     graphs of a data set need different ones to be walked differently. M, m, s of the source are walks,
-    length, repeats. Source: GMN, Behrouz and Hashemi 2024, arXiv 2402.08678. Cost: O(n walks length²
-    repeats) steps, once. ValueError: a number out of range.
+    length, repeats. Source: GMN, Behrouz and Hashemi 2024, arXiv 2402.08678.
+    Cost: O(n walks length² repeats) steps, and up to s² / 2 moves to keep each set of s <= walks length + 1
+    nodes sorted, once. ValueError: a number out of range.
     """
     least = {"walks": 1, "length": 0, "repeats": 1}
     for name, number in (("walks", walks), ("length", length), ("repeats", repeats)):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -120,11 +121,16 @@ def graph_of(
 
 
 def _graph(nodes: int, edge_index: Tensor, batch: Tensor | None) -> Graph:
-    mark = (nodes, edge_index._version, None if batch is None else (id(batch), batch._version))
-    kept = _SEEN.get(edge_index)
+    given = [edge_index] if batch is None else [edge_index, batch]
+    # Tensors of inference mode do not tell whether they were written to: nothing can be remembered by them.
+    remember = not any(one.is_inference() for one in given)
+    mark = (nodes, batch is None or id(batch), *(one._version for one in given if remember))
+    kept = _SEEN.get(edge_index) if remember else None
     if kept is not None and kept[0] == mark and (batch is None or kept[2] is batch):
         return kept[1]
-    # A copy: the graph must not keep alive the tensor that it is found by.
-    graph = Graph.from_edge_index(edge_index.clone(), num_nodes=nodes, batch=batch)
-    _SEEN[edge_index] = (mark, graph, batch)
+    with torch.inference_mode(False):  # training may use the remembered graph afterwards
+        # A copy: the graph must not keep alive the tensor that it is found by.
+        graph = Graph.from_edge_index(edge_index.clone(), num_nodes=nodes, batch=batch)
+    if remember:
+        _SEEN[edge_index] = (mark, graph, batch)
     return graph
