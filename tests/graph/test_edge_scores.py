@@ -242,3 +242,7 @@ def test_what_scores_of_graphs_refuse() -> None:
     q, k, v = _inputs(8, 4, ())
     with pytest.raises(ValueError, match="queries and keys must be node scores of width 1"):
         at.attend(q, k, v, pattern=coalesce(_graph())[0], score=at.Additive(), backend="reference")
+    with pytest.raises(ValueError, match="queries and keys must be node scores of width 1"):
+        at.attend(q, k, v, pattern=_graph(), score=at.Additive(), backend="edge")
+    with pytest.raises(ValueError, match=r"EdgeProduct: edge must be \(edges, heads, 8\).*got width 5"):
+        at.attend(q, k, v, pattern=_graph(), score=at.EdgeProduct(torch.zeros(EDGES, 4, 5)))
