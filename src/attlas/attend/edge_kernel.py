@@ -1,9 +1,10 @@
 """Softmax attention along the edges of a graph as torch operators, forward and backward, on CPU.
 
 `attlas::edges` and `attlas::edges_backward` take tensors and numbers only, so that torch.compile keeps them
-whole. Memory beside the inputs: out and lse; backward: the gradients. Nothing else has the size of the edges
-but what is made before the loops: the (E, H) bias of a `TypedBias`, the sum of several biases, and float32
-copies of bfloat16 tensors of edges. Values of widths that are no multiple of 8 are copied and padded.
+whole. Memory beside the inputs: out, lse and two numbers more a receiver; backward: the gradients, and three
+numbers a receiver. Nothing else has the size of the edges but what is made before the loops: the (E, H) bias
+of a `TypedBias`, the sum of several biases, and float32 copies of bfloat16 tensors of edges. Values of widths
+that are no multiple of 8 are copied and padded.
 Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
 """
 
