@@ -272,12 +272,8 @@ NARROW: dict[str, dict[str, tuple[Any, ...]]] = {
         "pattern": ("graph",),
         "score": (
             "dot",
-            "cosine",
             "bilinear",
-            "distance",
             "bias",
-            "key bias",
-            "low rank mask",
             "products with absent edges",
             "p-laplacian",
         ),

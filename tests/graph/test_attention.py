@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import attlas as at
-from attlas.attend import explain
+from attlas.attend import SenderSoftmax, explain
 from attlas.graph import Graph, coalesce, keep_edges
 from attlas.pattern import Tokens
 from graph.test_graph import drawn
@@ -111,7 +111,7 @@ def test_gradients_by_differences() -> None:
         out, state = at.attend(*tensors, pattern=graph, backend="edge", return_state=True)
         return out, state.lse[:, :, graph.in_degree > 0]
 
-    assert torch.autograd.gradcheck(outputs, (q, k, v), eps=1e-6, atol=1e-5, rtol=1e-3)
+    assert torch.autograd.gradcheck(outputs, (q, k, v), eps=1e-6, atol=1e-5, rtol=1e-3, fast_mode=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         out = at.attend(q, k, v, pattern=graph, backend="edge")
         (first,) = torch.autograd.grad((out * out).sum(), q, create_graph=True)
@@ -160,6 +160,24 @@ def test_sparse_graphs_take_the_edges_and_say_so() -> None:
     q, k, v = (part.detach() for part in inputs(400, dtype=torch.float32))
     told = str(explain(q, k, v, pattern=graph))
     assert "edge" in told and "the edges of the graph are too few" in told
+
+
+def test_what_no_loop_is_compiled_for_is_told_with_the_reason_of_each_form() -> None:
+    graph = drawn(9, 30)
+    q, k, v = (part.detach() for part in inputs(9))
+    product = at.EdgeProduct(torch.ones(30, 2, 8, dtype=q.dtype))
+    cases = (
+        ({"normaliser": SenderSoftmax()}, "dot products: its normaliser is softmax, not sender_softmax"),
+        ({"dropout": 0.5, "seed": 1}, "softmax of dot products: it has no dropout"),
+        ({"gate": torch.ones(1, 2, 9, 1, dtype=q.dtype)}, "softmax of dot products: it has no gate"),
+        (
+            {"score": product + at.GraphBias(torch.ones(30, dtype=q.dtype))},
+            "edge features, not edge_product + ",
+        ),
+    )
+    for options, reason in cases:
+        told = str(explain(q, k, v, pattern=graph, backend="edge", **options))
+        assert "in plain torch" in told and reason in told
 
 
 def test_attention_from_senders_to_receivers() -> None:

@@ -179,7 +179,8 @@ def test_gradients_by_differences_with_states_and_edge_tensors() -> None:
         )
         return out, state.total[:, :, seen], edges
 
-    assert torch.autograd.gradcheck(outputs, (q, k, v, features), eps=1e-6, atol=1e-5, rtol=1e-3)
+    given = (q, k, v, features)
+    assert torch.autograd.gradcheck(outputs, given, eps=1e-6, atol=1e-5, rtol=1e-3, fast_mode=True)
     with pytest.raises(RuntimeError, match=r"attend: the backend 'edge' is differentiable once"):
         out = outputs(q, k, v, features)[0]
         (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)

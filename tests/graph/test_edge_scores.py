@@ -170,7 +170,7 @@ def test_a_bias_may_remove_edges_and_whole_receivers() -> None:
 
 @pytest.mark.parametrize("side", ["receiver", "sender"])
 def test_a_node_of_very_many_edges_is_cut_and_put_together(side: str) -> None:
-    """20,000 edges at one node, more than one unit takes: the same bits for any number of threads."""
+    """20,000 edges at one node, more than one unit takes: the same bits every time, on any threads."""
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(0, 50, (2, 24_000), generator=generator)
     ends[1 if side == "receiver" else 0, :20_000] = 7
@@ -180,7 +180,7 @@ def test_a_node_of_very_many_edges_is_cut_and_put_together(side: str) -> None:
     threads = torch.get_num_threads()
     found = []
     try:
-        for count in (1, 2):
+        for count in (1, *[2] * 8):  # units of one receiver meet by chance
             torch.set_num_threads(count)
             score = at.score.Dot() + at.GraphBias(bias)
             out, state = at.attend(q, k, v, pattern=graph, score=score, return_state=True)
@@ -188,13 +188,38 @@ def test_a_node_of_very_many_edges_is_cut_and_put_together(side: str) -> None:
             found.append([out, state.lse, *grads])
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert all(torch.equal(*pair) for again in found for pair in zip(found[0], again, strict=True))
     exact = [part.detach().double().requires_grad_() for part in (q, k, v, bias)]
     out, lse, _ = _summed(graph, *exact[:3], lambda a, b, t: (_dot(a, b) + t[0], None), tuple(exact[3:]))
     wanted = [out, lse, *torch.autograd.grad(out.square().sum() + lse.square().sum(), exact)]
     for one, other in zip(found[0], wanted, strict=True):
         scale = float(other.detach().abs().max())
         torch.testing.assert_close(one.double() / scale, other / scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("edges", [2, 9000])
+@pytest.mark.parametrize("name", ["dot", "additive", "product"])
+@pytest.mark.parametrize("size", [1.8e3, 1.8e5, 2e6])
+def test_weights_of_the_backward_are_exact_for_logits_of_any_size(size: float, name: str, edges: int) -> None:
+    """Weights add up to one, and so does the gradient of values; an lse in float32 would not hold them."""
+    ends = torch.stack([torch.arange(edges), torch.full((edges,), edges)])
+    graph = Graph.from_edge_index(ends, num_nodes=edges + 1)
+    generator = torch.Generator().manual_seed(0)
+    width = 1 if name == "additive" else 11
+    q, way = torch.randn(2, 1, 1, edges + 1, width, generator=generator)
+    k = torch.randn(1, 1, 1, width, generator=generator) + 1e-7 * way
+    k = k * (size * width**0.5 / (q[..., -1:, :] * k[..., :1, :]).sum())
+    if name == "additive":
+        q, k = q + size, 0.5 * way
+    v = torch.ones(1, 1, edges + 1, 8).requires_grad_()
+    score = {
+        "dot": at.score.Dot(),
+        "additive": at.Additive(),
+        "product": at.EdgeProduct(torch.ones(edges, 1, width)),
+    }[name]
+    out = at.attend(q, k, v, pattern=graph, score=score, backend="edge")
+    (grad,) = torch.autograd.grad(out[..., 0].sum(), v)
+    assert abs(float(grad[..., 0].double().sum()) - 1) < 2e-6
 
 
 def test_what_scores_of_graphs_refuse() -> None:
@@ -217,3 +242,7 @@ def test_what_scores_of_graphs_refuse() -> None:
     q, k, v = _inputs(8, 4, ())
     with pytest.raises(ValueError, match="queries and keys must be node scores of width 1"):
         at.attend(q, k, v, pattern=coalesce(_graph())[0], score=at.Additive(), backend="reference")
+    with pytest.raises(ValueError, match="queries and keys must be node scores of width 1"):
+        at.attend(q, k, v, pattern=_graph(), score=at.Additive(), backend="edge")
+    with pytest.raises(ValueError, match=r"EdgeProduct: edge must be \(edges, heads, 8\).*got width 5"):
+        at.attend(q, k, v, pattern=_graph(), score=at.EdgeProduct(torch.zeros(EDGES, 4, 5)))

@@ -5,7 +5,17 @@ import torch
 from torch import Tensor
 
 import attlas as at
-from attlas.attend import Entropy, SenderSoftmax, Sigmoid, Softmax, Threshold, apply_weights, reduce, weights
+from attlas.attend import (
+    Entropy,
+    SenderSoftmax,
+    Sigmoid,
+    Softmax,
+    Threshold,
+    apply_weights,
+    reduce,
+    sum_over_edges,
+    weights,
+)
 from attlas.graph import Graph, segment_softmax
 from attlas.score import Cosine, Dot
 from graph.test_edge_tensors import Features, inputs
@@ -62,6 +72,40 @@ def test_what_weights_of_a_graph_refuse() -> None:
     with pytest.raises(ValueError, match=r"second pass: the graph has equal edges.*graph=graph\) gives"):
         reduce(q, k, reducers=[Entropy()], pattern=graph)
     with pytest.raises(ValueError, match=r"must be \(batch, heads, 50 edges\)"):
-        apply_weights(torch.zeros(1, 2, 49), v, graph)
+        apply_weights(torch.zeros(1, 2, 49, dtype=v.dtype), v, graph)
     with pytest.raises(ValueError, match="a graph of 9 senders takes a value of each"):
-        apply_weights(torch.zeros(1, 2, 50), v[:, :, :5], graph)
+        apply_weights(torch.zeros(1, 2, 50, dtype=v.dtype), v[:, :, :5], graph)
+    with pytest.raises(ValueError, match="weights and value must have one batch, or 1, got 3 and 2"):
+        apply_weights(torch.zeros(3, 2, 50, dtype=v.dtype), v.expand(2, -1, -1, -1), graph)
+    for wrong in (torch.int64, torch.float32):
+        with pytest.raises(TypeError, match=f"floating-point tensors of one dtype, got {wrong} and"):
+            apply_weights(torch.zeros(1, 2, 50, dtype=wrong), v, graph)
+
+
+def test_weights_of_a_batch_of_one_are_shared() -> None:
+    graph = drawn(9, 50)
+    _, _, v = inputs(9)
+    each = torch.rand(2, 2, 50, dtype=v.dtype, requires_grad=True)
+    values = torch.cat([v, 2 * v]).requires_grad_()
+    for given, more in ((each[:1], values), (each, values[:1])):
+        found = apply_weights(given, more, graph)
+        wanted = [
+            apply_weights(given[i % len(given)][None], more[i % len(more)][None], graph) for i in (0, 1)
+        ]
+        torch.testing.assert_close(found, torch.cat(wanted))
+        for one, other in zip(
+            torch.autograd.grad(found.square().sum(), (each, values)),
+            torch.autograd.grad(torch.cat(wanted).square().sum(), (each, values)),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("row_ptr", [[1, 2, 3], [0, 1, 2], [0, 5, 3], []])
+def test_sums_over_edges_refuse_pointers_that_are_none(row_ptr: list[int]) -> None:
+    with pytest.raises(
+        ValueError, match="sum_over_edges: row_ptr must rise from 0 to the number of edges, 3"
+    ):
+        sum_over_edges(
+            torch.ones(3), torch.ones(4, 2), torch.tensor(row_ptr, dtype=torch.int64), torch.tensor([0, 1, 3])
+        )

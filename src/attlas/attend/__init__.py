@@ -12,7 +12,8 @@ from attlas.attend.block import forget_layouts
 from attlas.attend.core import Planned, attend, explain, plan
 from attlas.attend.cost import Cost, Machine, Shapes, cost
 from attlas.attend.counts import OverCount, TimesLogCount
-from attlas.attend.edge_weights import apply_weights, sum_over_edges, weights
+from attlas.attend.edge_sums import apply_weights, sum_over_edges
+from attlas.attend.edge_weights import weights
 from attlas.attend.flashsigmoid import flash_sigmoid, over_count_sigmoid
 from attlas.attend.lssa import PortedPower, Scoring, ShiftPower, lssa, lssar, lssar_port
 from attlas.attend.natten import na1d, na2d, na3d, neighbourhood

@@ -44,7 +44,8 @@ def inner_fallback(request: Request) -> str | None:
     form, reasons = fitting(request)
     if form is not None:
         return None
-    return f"edge has no compiled form of it ({'; '.join(dict.fromkeys(reasons.values()))})"
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return f"edge has no compiled form of it, so it runs in plain torch ({told})"
 
 
 def only_there(request: Request, backend: str) -> str | None:

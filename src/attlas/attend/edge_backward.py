@@ -1,6 +1,6 @@
 """Backward loops over the edges of a graph, compiled: gradients at receivers, then at senders.
 
-Weights are computed again from lse. Legend: as in `edge_call`.
+Weights are computed again from the logits and tops. Legend: as in `edge_call`.
 """
 
 from typing import no_type_check
@@ -13,13 +13,10 @@ from attlas.attend.edge_call import ADDITIVE, BLOCK, DOT, LANES, ROW
 from attlas.attend.edge_powers import inner, times, weigh, weigh_each
 from attlas.attend.edge_products import product_receivers, product_senders
 from attlas.attend.edge_rounds import (
-    LOG2E,
     jit,
     like,
     listed,
     multiplied,
-    own_factor,
-    scaled,
     scratch_of,
     summed,
     totals_of,
@@ -37,7 +34,7 @@ def backward_receivers(call, element):
     """Take units of receivers until none is left: the gradients of queries, biases and edges, and ends."""
     units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
     first = carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)
-    size = carray(pointer(call.lse, element), 1).itemsize
+    size = carray(pointer(call.tops, element), 1).itemsize
     scratch, row = scratch_of(call, size), call.heads * call.width * size
     while True:
         unit = ticket(call.counter)
@@ -59,20 +56,25 @@ def backward_receivers(call, element):
 @no_type_check
 def _receive_back(call, b, i, begin, end, grad, scratch, size, element):
     """grad (H, D): the gradient of one query, over edges begin .. end; those of the edges and ends beside."""
-    places, own, logits, slopes, bends = scratch
+    places, logits, slopes, bends, mine = scratch
     key, value = call.key + b * call.key_batch, call.value + b * call.value_batch
     number = (b * call.receivers + i) * call.heads
-    ends = carray(pointer(call.ends + 2 * number * size, element), (2, call.heads))
+    ends = carray(pointer(mine, element), (3, call.heads))
     bent = call.form == ADDITIVE or call.limited
     zero(grad, call.heads * call.width, element)
     _write_ends(call, number, ends, size, element)
+    if begin == carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)[i]:
+        # One thread writes them, also where the edges of a receiver are cut.
+        shared = carray(pointer(call.ends + 3 * number * size, element), (3, call.heads))
+        for c in range(3):
+            for h in range(call.heads):
+                shared[c, h] = ends[c, h]
     query = call.query + b * call.query_batch + i * call.query_node
-    scaled(query, call.heads * call.width, own_factor(call), own, element)
     for at in range(begin, end, BLOCK):
         count = min(BLOCK, end - at)
         listed(call, at, count, places)
         length = call.kv_heads * call.width * size
-        raw_logits(call, own, key, call.key_node, length, places, at, count, logits, size, element)
+        raw_logits(call, query, key, call.key_node, length, places, at, count, logits, size, element)
         products(
             call.grad_out + number * call.value_width * size, call.own_value_at, value, call.base_value_at,
             call.heads, call.value_width // LANES, call.value_node, call.kv_heads * call.value_width * size,
@@ -82,7 +84,7 @@ def _receive_back(call, b, i, begin, end, grad, scratch, size, element):
             row = h * ROW * size
             if bent:
                 bend_with_slopes(call, logits + row, bends, count, element)
-            weigh(logits + row, slopes + row, count, ends[0, h], ends[1, h])
+            weigh(logits + row, slopes + row, count, ends[0, h], ends[1, h], ends[2, h])
             if bent:
                 multiplied(slopes + row, bends, count, element)
         if call.grad_bias:
@@ -105,15 +107,17 @@ def _receive_back(call, b, i, begin, end, grad, scratch, size, element):
 def _write_ends(call, number, ends, size, element):
     """The ends of a receiver."""
     vectors = call.value_width // LANES
-    lse = carray(pointer(call.lse + number * size, element), call.heads)
+    tops = carray(pointer(call.tops + 2 * number * size, element), (2, call.heads))
     for h in range(call.heads):
         row = (number + h) * call.value_width * size
-        ends[0, h] = np.inf if lse[h] == -np.inf else lse[h] * LOG2E
-        ends[1, h] = inner(call.out + row, call.grad_out + row, vectors, element)
+        none = tops[1, h] == 0
+        ends[0, h] = np.inf if none else tops[0, h]
+        ends[1, h] = 0 if none else 1 / tops[1, h]
+        ends[2, h] = inner(call.out + row, call.grad_out + row, vectors, element)
     if call.grad_lse:
         less = carray(pointer(call.grad_lse + number * size, element), call.heads)
         for h in range(call.heads):
-            ends[1, h] -= less[h]
+            ends[2, h] -= less[h]
 
 
 @jit
@@ -137,7 +141,7 @@ def backward_senders(call, element):
     """Take units of senders until none is left: the gradients of keys and values."""
     units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
     first = carray(pointer(call.pointer, np.int64(0)), call.senders + 1)
-    size = carray(pointer(call.lse, element), 1).itemsize
+    size = carray(pointer(call.tops, element), 1).itemsize
     scratch = scratch_of(call, size)
     while True:
         unit = ticket(call.counter)
@@ -161,15 +165,14 @@ def backward_senders(call, element):
 @no_type_check
 def _send_back(call, b, j, begin, end, grad_key, grad_value, scratch, size, element):
     """The gradients (G, D), (G, V) of one key and value, over edges begin .. end."""
-    places, own, logits, slopes, bends = scratch
+    places, logits, slopes, bends, _ = scratch
     query, apart = call.query + b * call.query_batch, call.heads * size
     stride = apart * call.value_width
-    grad_out, ends = call.grad_out + b * call.receivers * stride, call.ends + b * call.receivers * 2 * apart
+    grad_out, ends = call.grad_out + b * call.receivers * stride, call.ends + b * call.receivers * 3 * apart
     bent = call.form == ADDITIVE or call.limited
     zero(grad_key, call.kv_heads * call.width, element)
     zero(grad_value, call.kv_heads * call.value_width, element)
-    address = call.key + b * call.key_batch + j * call.key_node
-    scaled(address, call.kv_heads * call.width, own_factor(call), own, element)
+    own = call.key + b * call.key_batch + j * call.key_node
     for at in range(begin, end, BLOCK):
         count = min(BLOCK, end - at)
         listed(call, at, count, places)
@@ -184,7 +187,7 @@ def _send_back(call, b, j, begin, end, grad_key, grad_value, scratch, size, elem
             row = h * ROW * size
             if bent:
                 bend_with_slopes(call, logits + row, bends, count, element)
-            weigh_each(logits + row, slopes + row, count, places, ends + h * size, 2 * apart, apart, element)
+            weigh_each(logits + row, slopes + row, count, places, ends + h * size, 3 * apart, apart, element)
             if bent:
                 multiplied(slopes + row, bends, count, element)
         summed(

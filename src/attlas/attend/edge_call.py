@@ -30,7 +30,7 @@ ALONE = 4096
 
 _ADDRESSES = (
     *("units", "pointer", "other", "order", "query", "key", "value", "bias", "edge", "out", "lse", "state"),
-    *("part_out", "part_lse", "grad_out", "grad_lse", "ends", "grad_state"),
+    *("tops", "part_out", "part_tops", "grad_out", "grad_lse", "ends", "grad_state"),
     *("grad_query", "grad_key", "grad_value", "grad_bias", "grad_edge"),
     *("part_query", "part_key", "part_value", "counter", "scratch"),
     *("own_at", "base_at", "own_value_at", "base_value_at", "columns", "value_columns"),
@@ -48,16 +48,18 @@ CALL = np.dtype(
 )
 """Addresses of tensors (0: there is none), sizes, and numbers of the form.
 
-units (count, 5): first node and the one behind the last, first edge and the one behind the last, and a slot:
-of a part of the edges of one node, which goes to the row `slot` of a part_ tensor, else -1 (all edges of the
-nodes; a node of more than `huge` edges is left out). pointer, other, order: edges sorted by receiver, or by
-sender in the backward of keys and values. query (B, R, H, D), key (B, S, G, D), value (B, S, G, V): heads lie
-together, ..._batch and ..._node are bytes between batches and nodes; all else is contiguous, node-major. bias
-(E, bias_heads), edge (E, H, D). ends (B, R, 2, H): what senders need of a receiver, its lse in powers of two
-(inf where there are no weights) and its delta, grad_out . out - grad_lse. ..._at (H,): bytes at which each
-head begins in a row of the nodes of the loop (own) and of neighbours (base); columns (terms, 2, vectors):
-for each vector of a sum, bytes of its weights and of its gathered numbers. scratch: `scratch_size` bytes for
-each thread. limited: whether low and high count. counter: units and threads that have begun, 0."""
+units (count, 5): first node and the one behind the last, first edge and the one behind the last, and a
+slot: of a part of the edges of one node, which goes to the row `slot` of a part_ tensor, else -1 (all edges
+of the nodes; a node of more than `huge` edges is left out). pointer, other, order: edges sorted by
+receiver, or by sender in the backward of keys and values. query (B, R, H, D), key (B, S, G, D), value (B,
+S, G, V): heads lie together, ..._batch and ..._node are bytes between batches and nodes; all else is
+contiguous, node-major. bias (E, bias_heads), edge (E, H, D). tops (B, R, 2, H): the largest logit of a
+receiver, in powers of two, and the sum of the powers above it, which give weights exactly where lse would
+round them. ends (B, R, 3, H): what senders need of a receiver, its top (inf where there are no weights),
+one over its sum, and its delta, grad_out . out - grad_lse. ..._at (H,): bytes at which each head begins in
+a row of the nodes of the loop (own) and of neighbours (base); columns (terms, 2, vectors): for each vector
+of a sum, bytes of its weights and of its gathered numbers. scratch: `scratch_size` bytes for each thread.
+limited: whether low and high count. counter: units and threads that have begun, 0."""
 
 
 def run_loop(
@@ -77,7 +79,7 @@ def run_loop(
     work = (edges[1].numel() + edges[0].numel()) * query.shape[0]
     threads = 1 if work < ALONE else torch.get_num_threads()
     tables, terms = _tables(what, query, key, value)
-    scratch = query.new_empty(threads, _scratch_size(query, key), dtype=torch.uint8)
+    scratch = query.new_empty(threads, _scratch_size(query), dtype=torch.uint8)
     sizes: dict[str, float] = {
         "count": len(units.table), "slots": units.slots, "huge": units.huge, "form": kind,
         "batch": query.shape[0], "heads": query.shape[2], "kv_heads": key.shape[2],
@@ -119,10 +121,10 @@ def _tables(what: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[dict[
     return tables, heads // kv_heads if from_senders else 1
 
 
-def _scratch_size(query: Tensor, key: Tensor) -> int:
+def _scratch_size(query: Tensor) -> int:
     """Bytes that a thread works in, a whole number of cache lines."""
     heads = query.shape[2]
-    numbers = max(heads, key.shape[2]) * query.shape[3] + (2 * heads + 1) * ROW
+    numbers = (2 * heads + 1) * ROW + 3 * heads
     return ((8 * (BLOCK + AHEAD) + numbers * query.itemsize) // 64 + 2) * 64
 
 

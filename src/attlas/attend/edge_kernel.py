@@ -1,7 +1,10 @@
 """Softmax attention along the edges of a graph as torch operators, forward and backward, on CPU.
 
 `attlas::edges` and `attlas::edges_backward` take tensors and numbers only, so that torch.compile keeps them
-whole. Memory beside the inputs: out and lse; backward: the gradients. Nothing else has the size of the edges.
+whole. Memory beside the inputs: out, lse and two numbers more a receiver; backward: the gradients, and three
+numbers a receiver. Nothing else has the size of the edges but what is made before the loops: the (E, H) bias
+of a `TypedBias`, the sum of several biases, and float32 copies of bfloat16 tensors of edges. Values of widths
+that are no multiple of 8 are copied and padded.
 Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D width, V value width.
 """
 
@@ -76,7 +79,7 @@ def edge_attention(
     ]
     along = [None if part is None else part.to(wide).contiguous() for part in (score.bias, score.edge)]
     numbers = (_KINDS.index(score.kind), score.scale, score.slope, score.low, score.high)
-    out, lse, states = torch.ops.attlas.edges(
+    out, lse, states, _ = torch.ops.attlas.edges(
         *tensors, *along, *graph.by_receiver, *graph.by_sender, *numbers, state
     )
     out = out[..., :values].to(dtype).transpose(1, 2)
@@ -101,22 +104,23 @@ def _edges(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, edge: Tensor | None,
     receiver: Tensor, senders: Tensor, into: Tensor, sender: Tensor, receivers: Tensor, out_of: Tensor,
     kind: int, scale: float, slope: float, low: float, high: float, state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     batch, nodes, heads, _ = query.shape
     units = units_of(receiver)
     given = {"query": _together(query), "key": _together(key), "value": _together(value)}
     found = {
         "out": query.new_empty(batch, nodes, heads, value.shape[3]),
+        "tops": query.new_empty(batch, nodes, 2, heads),
         "lse": query.new_empty(batch, nodes, heads),
         "part_out": query.new_empty(batch, units.slots, heads, value.shape[3]),
-        "part_lse": query.new_empty(batch, units.slots, heads),
+        "part_tops": query.new_empty(batch, units.slots, 2, heads),
     }
     states = query.new_empty(_state_shape(query, senders, state))
     along = {"bias": bias, "edge": edge, "state": states if state else None}
     numbers = (kind, scale, slope, low, high)
     run_loop("forward", units, (receiver, senders, into), numbers, **given, **along, **found)
     merge_parts(units, **found)
-    return found["out"], found["lse"], states
+    return found["out"], found["lse"], states, found["tops"]
 
 
 def _state_shape(query: Tensor, senders: Tensor, state: bool) -> tuple[Any, ...]:
@@ -130,12 +134,13 @@ def _(query, key, value, bias, edge, receiver, senders, *rest):  # type: ignore[
         query.new_empty(batch, nodes, heads, value.shape[3]),
         query.new_empty(batch, nodes, heads),
         query.new_empty(_state_shape(query, senders, rest[-1])),
+        query.new_empty(batch, nodes, 2, heads),
     )
 
 
 @torch.library.custom_op("attlas::edges_backward", mutates_args=(), device_types="cpu")
 def _edges_backward(
-    grad_out: Tensor, grad_lse: Tensor | None, grad_state: Tensor | None, out: Tensor, lse: Tensor,
+    grad_out: Tensor, grad_lse: Tensor | None, grad_state: Tensor | None, out: Tensor, tops: Tensor,
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, edge: Tensor | None,
     receiver: Tensor, senders: Tensor, into: Tensor, sender: Tensor, receivers: Tensor, out_of: Tensor,
     kind: int, scale: float, slope: float, low: float, high: float, to_bias: bool,
@@ -144,8 +149,8 @@ def _edges_backward(
     given: dict[str, Tensor | None] = {
         "query": _together(query), "key": _together(key), "value": _together(value),
         "bias": bias, "edge": edge,
-        "lse": lse, "out": out, "grad_out": grad_out, "grad_lse": grad_lse, "grad_state": grad_state,
-        "ends": lse.new_empty(*lse.shape[:2], 2, lse.shape[2]),
+        "tops": tops, "out": out, "grad_out": grad_out, "grad_lse": grad_lse, "grad_state": grad_state,
+        "ends": tops.new_empty(*tops.shape[:2], 3, tops.shape[3]),
     }  # fmt: skip
     grads = _fake_gradients(query, key, value, bias, edge, to_bias)
     units = units_of(receiver)
@@ -179,24 +184,24 @@ def _fake_gradients(
 
 
 @_edges_backward.register_fake
-def _(grad_out, grad_lse, grad_state, out, lse, query, key, value, bias, edge, *rest):  # type: ignore[no-untyped-def]
+def _(grad_out, grad_lse, grad_state, out, tops, query, key, value, bias, edge, *rest):  # type: ignore[no-untyped-def]
     return _fake_gradients(query, key, value, bias, edge, rest[-1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:11], *output[:2])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:11], output[0], output[3])
     ctx.numbers = inputs[11:16]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Any, grad_lse: Any, grad_state: Any) -> tuple[Any, ...]:
-    *inputs, out, lse = ctx.saved_tensors
+def _differentiate(ctx: Any, grad_out: Any, grad_lse: Any, grad_state: Any, _: Any) -> tuple[Any, ...]:
+    *inputs, out, tops = ctx.saved_tensors
     if grad_out is None and grad_lse is None and grad_state is None:
         return (None,) * 17
     grad = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
     others = (part if part is None else part.contiguous() for part in (grad_lse, grad_state))
     to_bias = bool(inputs[3] is not None and ctx.needs_input_grad[3])
-    grads = torch.ops.attlas.edges_backward(grad, *others, out, lse, *inputs, *ctx.numbers, to_bias)
+    grads = torch.ops.attlas.edges_backward(grad, *others, out, tops, *inputs, *ctx.numbers, to_bias)
     to_edges = (grads[3] if to_bias else None, None if inputs[4] is None else grads[4])
     return *grads[:3], *to_edges, *(None,) * 12
 

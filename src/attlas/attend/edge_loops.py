@@ -28,7 +28,7 @@ from attlas.attend.decode_vectors import pointer, ticket
 from attlas.attend.edge_backward import backward_receivers, backward_senders
 from attlas.attend.edge_call import BLOCK, CALL, LANES, ROW
 from attlas.attend.edge_powers import largest, powers, times
-from attlas.attend.edge_rounds import LN2, jit, like, listed, own_factor, scaled, scratch_of, summed, zero
+from attlas.attend.edge_rounds import LN2, jit, like, listed, scratch_of, summed, zero
 from attlas.attend.edge_scores import bend, raw_logits
 from attlas.attend.team import address_of, digest
 
@@ -43,10 +43,10 @@ _TEXTS = (
 @jit
 @no_type_check
 def forward(call, element):
-    """Take units of receivers until none is left: out, lse and states."""
+    """Take units of receivers until none is left: out, tops, lse and states."""
     units = carray(pointer(call.units, np.int64(0)), (call.count, 5))
     first = carray(pointer(call.pointer, np.int64(0)), call.receivers + 1)
-    size = carray(pointer(call.lse, element), 1).itemsize
+    size = carray(pointer(call.tops, element), 1).itemsize
     scratch = scratch_of(call, size)
     while True:
         unit = ticket(call.counter)
@@ -56,29 +56,30 @@ def forward(call, element):
         slot, node = units[unit, 4], units[unit, 0]
         if slot >= 0:
             at = (b * call.slots + slot) * call.heads * size
-            out, lse = call.part_out + at * call.value_width, call.part_lse + at
-            _receive(call, b, node, units[unit, 2], units[unit, 3], out, lse, scratch, size, element)
+            out, tops = call.part_out + at * call.value_width, call.part_tops + 2 * at
+            _receive(call, b, node, units[unit, 2], units[unit, 3], out, tops, scratch, size, element)
             continue
         for i in range(node, units[unit, 1]):
             if first[i + 1] - first[i] <= call.huge:
                 at = (b * call.receivers + i) * call.heads * size
-                out, lse = call.out + at * call.value_width, call.lse + at
-                _receive(call, b, i, first[i], first[i + 1], out, lse, scratch, size, element)
+                out, tops = call.out + at * call.value_width, call.tops + 2 * at
+                _receive(call, b, i, first[i], first[i + 1], out, tops, scratch, size, element)
+                _write_lse(tops, call.lse + at, call.heads, element)
 
 
 @jit
 @no_type_check
-def _receive(call, b, i, begin, end, out, lse, scratch, size, element):
-    """out (H, V) and lse (H,) of a receiver, over its edges begin .. end."""
-    places, own, logits, slopes, _ = scratch
-    tops, totals = carray(pointer(lse, element), call.heads), carray(pointer(slopes, element), call.heads)
+def _receive(call, b, i, begin, end, out, tops, scratch, size, element):
+    """out (H, V) and tops (2, H) of a receiver, over its edges begin .. end."""
+    places, logits, _, _, _ = scratch
+    found = carray(pointer(tops, element), (2, call.heads))
+    tops, totals = found[0], found[1]
     key, value = call.key + b * call.key_batch, call.value + b * call.value_batch
     carried, step = call.value_width // LANES, call.value_width * size
     zero(out, call.heads * call.value_width, element)
     for h in range(call.heads):
         tops[h], totals[h] = -np.inf, 0
-    address = call.query + b * call.query_batch + i * call.query_node
-    scaled(address, call.heads * call.width, own_factor(call), own, element)
+    own = call.query + b * call.query_batch + i * call.query_node
     for at in range(begin, end, BLOCK):
         count = min(BLOCK, end - at)
         listed(call, at, count, places)
@@ -104,8 +105,16 @@ def _receive(call, b, i, begin, end, out, lse, scratch, size, element):
         )  # fmt: skip
     for h in range(call.heads):
         if tops[h] > -np.inf or tops[h] != tops[h]:
-            tops[h] = (tops[h] + math.log2(totals[h])) * LN2
             times(out + h * step, carried, like(1 / totals[h], element))
+
+
+@jit
+@no_type_check
+def _write_lse(tops, lse, heads, element):
+    """The lse (H,) that tops (2, H) give; -inf where there are no weights."""
+    found, lse = carray(pointer(tops, element), (2, heads)), carray(pointer(lse, element), heads)
+    for h in range(heads):
+        lse[h] = (found[0, h] + math.log2(found[1, h])) * LN2 if found[1, h] != 0 else -np.inf
 
 
 def _entries(source: str) -> dict[tuple[str, bool], Callable[[Any], None]]:

@@ -16,7 +16,7 @@ from attlas.attend.decode_ir import INT, LONG, load, loop, multiply_add, plus, p
 from attlas.attend.edge_call import LANES
 from attlas.attend.edge_vectors import Kind, gathered
 
-__all__ = ["inner", "largest", "powers", "times", "weigh", "weigh_each"]
+__all__ = ["inner", "largest", "powers", "times", "triple", "weigh", "weigh_each"]
 
 # 2^f on [-1/2, 1/2] in float64: the Taylor series, of which the term after the last is 4e-18 of the sum.
 _TERMS = tuple(math.log(2) ** k / math.factorial(k) for k in range(14))
@@ -66,58 +66,57 @@ def powers(typingctx, numbers, count, less):
 
 @intrinsic
 @no_type_check
-def weigh(typingctx, logits, slopes, count, less, delta):
-    """Each of `count` logits x, rounded up to LANES, becomes w = 2^(x - less), each slope s w (s - delta)."""
+def weigh(typingctx, logits, slopes, count, less, share, delta):
+    """Each of `count` logits x, up to LANES, becomes w = share 2^(x - less), each slope s w (s - delta)."""
     kind = Kind(less)
 
     def code(context, builder, signature, args):
-        logits, slopes, count, less, delta = args
-        shift, lower = splat(builder, less), splat(builder, delta)
+        logits, slopes, count, *ends = args
+        wide = [splat(builder, end) for end in ends]
         with loop(builder, count, LANES) as (e, _):
             _weigh(
                 builder,
                 kind,
                 plus(builder, logits, e, kind.size),
                 plus(builder, slopes, e, kind.size),
-                shift,
-                lower,
+                *wide,
             )
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, less, less), code
+    return types.void(types.int64, types.int64, types.int64, less, less, less), code
 
 
 @intrinsic
 @no_type_check
 def weigh_each(typingctx, logits, slopes, count, places, ends, stride, apart, element):
-    """`weigh` with `less` and `delta` of edge e at ends + stride places[e], and `apart` bytes behind it."""
+    """`weigh` with `less` of edge e at ends + stride places[e], and the others `apart` bytes behind each."""
     kind = Kind(element)
 
     def code(context, builder, signature, args):
         logits, slopes, count, places, ends, stride, apart = args[:7]
         with loop(builder, count, LANES) as (e, _):
-            shift = lower = ir.Constant(kind.many, ir.Undefined)
+            wide = [ir.Constant(kind.many, ir.Undefined)] * 3
             for lane in range(LANES):
                 at = gathered(builder, ends, places, builder.add(e, LONG(lane)), stride)
-                shift = builder.insert_element(shift, load(builder, at, kind.one), INT(lane))
-                one = load(builder, builder.add(at, apart), kind.one)
-                lower = builder.insert_element(lower, one, INT(lane))
+                for c, held in enumerate(wide):
+                    wide[c] = builder.insert_element(held, load(builder, at, kind.one), INT(lane))
+                    at = builder.add(at, apart)
             _weigh(
                 builder,
                 kind,
                 plus(builder, logits, e, kind.size),
                 plus(builder, slopes, e, kind.size),
-                shift,
-                lower,
+                *wide,
             )
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7, element), code
 
 
-def _weigh(builder: Any, kind: Kind, logits: Any, slopes: Any, shift: Any, lower: Any) -> None:
-    weight = _power(builder, builder.fsub(load(builder, logits, kind.many), shift), kind)
-    slope = builder.fsub(load(builder, slopes, kind.many), lower)
+def _weigh(builder: Any, kind: Kind, logits: Any, slopes: Any, less: Any, share: Any, delta: Any) -> None:
+    power = _power(builder, builder.fsub(load(builder, logits, kind.many), less), kind)
+    weight = builder.fmul(power, share)
+    slope = builder.fsub(load(builder, slopes, kind.many), delta)
     store(builder, weight, logits)
     store(builder, builder.fmul(weight, slope), slopes)
 
@@ -155,6 +154,31 @@ def inner(typingctx, one, other, vectors, element):
         return _folded(builder, builder.load(total), builder.fadd)
 
     return element(types.int64, types.int64, types.int64, element), code
+
+
+@intrinsic
+@no_type_check
+def triple(typingctx, one, other, third, width, element):
+    """The sum of (one other) third over rows of `width` numbers; the same bits with `other` first."""
+    kind = Kind(element)
+
+    def code(context, builder, signature, args):
+        *rows, width = args[:4]
+        whole = builder.and_(width, LONG(-LANES))
+        total, rest = kind.sums(builder, 1)[0], cgutils.alloca_once_value(builder, kind.one(0.0))
+
+        def add(place: Any, d: Any, form: Any) -> None:
+            a, b, c = (load(builder, plus(builder, row, d, kind.size), form) for row in rows)
+            product = builder.fmul(builder.fmul(a, b), c)
+            builder.store(builder.fadd(builder.load(place), product), place)
+
+        with loop(builder, whole, LANES) as (d, _):
+            add(total, d, kind.many)
+        with cgutils.for_range_slice(builder, whole, width, LONG(1), LONG, inc=True) as (d, _):
+            add(rest, d, kind.one)
+        return builder.fadd(_folded(builder, builder.load(total), builder.fadd), builder.load(rest))
+
+    return element(*[types.int64] * 4, element), code
 
 
 def _folded(builder: Any, vector: Any, join: Any) -> Any:

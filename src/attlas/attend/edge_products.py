@@ -10,6 +10,7 @@ from numba import carray, njit
 
 from attlas.attend.decode_vectors import pointer
 from attlas.attend.edge_call import ROW
+from attlas.attend.edge_powers import triple
 from attlas.attend.edge_rounds import LOG2E, jit, like
 
 __all__ = ["product_logits", "product_receivers", "product_senders"]
@@ -19,21 +20,9 @@ _loose = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", 
 
 @_loose
 @no_type_check
-def _triple(own, row, edge, state):
-    total = own[0] * 0
+def _state(own, row, edge, scale, state):
     for d in range(len(own)):
-        state[d] = own[d] * row[d] * edge[d]
-        total += state[d]
-    return total
-
-
-@_loose
-@no_type_check
-def _triple_sum(own, row, edge):
-    total = own[0] * 0
-    for d in range(len(own)):
-        total += own[d] * row[d] * edge[d]
-    return total
+        state[d] = own[d] * row[d] * edge[d] * scale
 
 
 @jit
@@ -49,16 +38,17 @@ def product_logits(call, own, base, stride, places, first, count, logits, elemen
     edge, state = carray(pointer(call.edge, element), shape), carray(pointer(call.state, element), shape)
     own_at = carray(pointer(call.own_at, np.int64(0)), call.heads)
     base_at = carray(pointer(call.base_at, np.int64(0)), call.heads)
-    factor = like(LOG2E, element)
+    scale, factor = like(call.scale, element), like(call.scale * LOG2E, element)
+    size = found.itemsize
     for e in range(count):
         at = order[first + e]
         for h in range(call.heads):
-            mine = carray(pointer(own + own_at[h], element), width)
-            row = carray(pointer(base + listing[e] * stride + base_at[h], element), width)
+            mine, row = own + own_at[h], base + listing[e] * stride + base_at[h]
+            features = call.edge + (at * call.heads + h) * width * size
+            found[h, e] = triple(mine, row, features, width, element) * factor
             if call.state:
-                found[h, e] = _triple(mine, row, edge[at, h], state[at, h]) * factor
-            else:
-                found[h, e] = _triple_sum(mine, row, edge[at, h]) * factor
+                mine, row = carray(pointer(mine, element), width), carray(pointer(row, element), width)
+                _state(mine, row, edge[at, h], scale, state[at, h])
 
 
 @_loose

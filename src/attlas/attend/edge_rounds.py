@@ -9,12 +9,11 @@ import numpy as np
 from numba import carray, njit
 
 from attlas.attend.decode_vectors import pointer, ticket
-from attlas.attend.edge_call import AHEAD, BLOCK, DOT, LANES, PRODUCT, ROW
+from attlas.attend.edge_call import AHEAD, BLOCK, LANES, ROW
 from attlas.attend.edge_vectors import weighted
 
 __all__ = [
-    "LN2", "LOG2E", "jit", "like", "listed", "multiplied", "own_factor", "scaled", "scratch_of", "summed",
-    "totals_of", "zero",
+    "LN2", "LOG2E", "jit", "like", "listed", "multiplied", "scratch_of", "summed", "totals_of", "zero",
 ]  # fmt: skip
 
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
@@ -42,16 +41,6 @@ def listed(call, first, count, places):
         found[e] = numbers[e]
     for e in range(readable, count + AHEAD):
         found[e] = numbers[readable - 1]
-
-
-@_loose
-@no_type_check
-def scaled(address, width, factor, own, element):
-    """A row times a factor, written to `own`."""
-    row, found = carray(pointer(address, element), width), carray(pointer(own, element), width)
-    factor = like(factor, element)
-    for d in range(width):
-        found[d] = row[d] * factor
 
 
 @jit
@@ -86,15 +75,6 @@ def summed(call, weights, columns, width, heads, count, base, stride, places, ou
 
 @jit
 @no_type_check
-def own_factor(call):
-    """What a node's own row is multiplied by before logits are taken."""
-    if call.form == DOT:
-        return call.scale * LOG2E
-    return call.scale if call.form == PRODUCT else 1.0
-
-
-@jit
-@no_type_check
 def zero(address, count, element):
     row = carray(pointer(address, element), count)
     for d in range(count):
@@ -104,12 +84,12 @@ def zero(address, count, element):
 @jit
 @no_type_check
 def scratch_of(call, size):
-    """This thread's memory: places, a node's own row, logits and slopes by head, derivatives of a head."""
+    """This thread's memory: places, logits and slopes by head, derivatives of a head, a receiver's ends."""
     places = call.scratch + ticket(call.counter + 8) * call.scratch_size
-    own = places + 8 * (BLOCK + AHEAD)
-    logits = own + max(call.heads, call.kv_heads) * call.width * size
+    logits = places + 8 * (BLOCK + AHEAD)
     slopes = logits + call.heads * ROW * size
-    return places, own, logits, slopes, slopes + call.heads * ROW * size
+    bends = slopes + call.heads * ROW * size
+    return places, logits, slopes, bends, bends + ROW * size
 
 
 @_loose

@@ -11,6 +11,7 @@ from numba import carray
 
 from attlas.attend.decode_vectors import pointer
 from attlas.attend.edge_call import ADDITIVE, DOT, LANES, ROW
+from attlas.attend.edge_powers import times
 from attlas.attend.edge_products import product_logits
 from attlas.attend.edge_rounds import LOG2E, jit, like
 from attlas.attend.edge_vectors import products
@@ -23,13 +24,17 @@ __all__ = ["bend", "bend_with_slopes", "raw_logits"]
 def raw_logits(call, own, base, stride, length, places, first, count, logits, size, element):
     """Logits of edges first .. first + count before they are bent, in powers of two.
 
-    own: the node's row times `scale` (in powers of two already for DOT); length: bytes of a neighbour's row.
+    own: the node's row; length: bytes of a neighbour's row. Bit for bit the same from either end: weights of
+    the second backward pass belong to the tops of the first.
     """
     if call.form == DOT:
         products(
             own, call.own_at, base, call.base_at, call.heads, call.width // LANES, stride, length, places,
             count, logits, ROW * size, element,
         )  # fmt: skip
+        for h in range(call.heads):
+            factor = like(call.scale * LOG2E, element)
+            times(logits + h * ROW * size, (count + LANES - 1) // LANES, factor)
     elif call.form == ADDITIVE:
         _additive_logits(call, own, base, stride, places, count, logits, size, element)
     else:

@@ -3,6 +3,7 @@
 The cut depends on the graph alone, so that results are the same for any number of threads.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,14 +54,18 @@ def units_of(pointer: Tensor) -> Units:
     return Units(torch.cat([torch.tensor(rows, dtype=torch.int64).reshape(-1, 5), whole]), huge, cut)
 
 
-def merge_parts(units: Units, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Softmax over the edges of cut nodes: out (B, R, H, V) and lse (B, R, H) from those of parts."""
+def merge_parts(
+    units: Units, out: Tensor, tops: Tensor, lse: Tensor, part_out: Tensor, part_tops: Tensor
+) -> None:
+    """Softmax over the edges of cut nodes: out (B, R, H, V), tops, lse (B, R, H) from those of parts."""
     for node, slots in units.cut.items():
-        part = part_lse[:, slots]
-        whole = torch.logsumexp(part, 1)
-        share = torch.where(part == -torch.inf, 0.0, (part - whole[:, None]).exp())
-        lse[:, node] = whole
-        out[:, node] = (share[..., None] * part_out[:, slots]).sum(1)
+        part, totals = part_tops[:, slots].unbind(2)
+        top = part.amax(1, keepdim=True)
+        powers = torch.where(totals == 0, totals, totals * (part - top).exp2())
+        total = powers.sum(1, keepdim=True)
+        tops[:, node] = torch.cat([top, total], 1)
+        lse[:, node] = (top + total.log2())[:, 0] * math.log(2)
+        out[:, node] = (powers / torch.where(total == 0, 1, total))[..., None].mul(part_out[:, slots]).sum(1)
 
 
 def add_parts(units: Units, total: Tensor, parts: Tensor) -> None:

@@ -33,8 +33,9 @@ def _per_edge(what: str, tensor: Tensor) -> None:
 class GraphBias(Score):
     """logit = values_ij, a number per edge (and head) of a graph, added to a score: `Dot() + GraphBias(v)`.
 
-    values: (E,) or (E, H) in the graph's order of edges; -inf removes the edge. Gradient: exact.
-    TypeError, ValueError: another dtype or shape.
+    values: (E,) or (E, H) in the graph's order of edges; -inf removes the edge from the weights, but a sender
+    whose value is NaN or infinite still makes its receivers NaN, since 0 times it is; drop such edges with
+    `attlas.graph.keep_edges`. Gradient: exact. TypeError, ValueError: another dtype or shape.
     """
 
     values: Tensor
@@ -138,8 +139,10 @@ class EdgeProduct(Score):
     """l_c = q_c k_c e_c / sqrt(D), logit = sum_c l_c; the vector l is the new edge state.
 
     edge: (E, H, D) in the graph's order of edges. `.clamp(-5, 5)` limits the logit and leaves l as it is.
+    The softmax has one weight a head; for one a channel make each channel a head of width 1, (1, H D, n, 1)
+    and (E, H D, 1): the compiled loops then pad values to 8 numbers a head, 8 times their memory.
     Source: graph transformer with edge features, Dwivedi and Bresson 2021, arXiv 2012.09699. Cost: 3 D FLOPs
-    a pair; one (E, H, D) in, one out. TypeError, ValueError: another dtype or shape.
+    a pair; one (E, H, D) in, one out. TypeError, ValueError: another dtype, shape or width.
     """
 
     edge: Tensor
@@ -157,5 +160,11 @@ class EdgeProduct(Score):
         return (self.edge,)
 
     def pair(self, query: Tensor, key: Tensor, value: Tensor, edge: Edge, *tensors: Tensor) -> PairResult:
-        parts = query * key * tensors[0] / math.sqrt(query.shape[-1])
+        width = query.shape[-1]
+        if tensors[0].shape[-1] not in (1, width):
+            raise ValueError(
+                f"EdgeProduct: edge must be (edges, heads, {width}), as wide as queries and keys, or of "
+                f"width 1, got width {tensors[0].shape[-1]}"
+            )
+        parts = query * key * tensors[0] / math.sqrt(width)
         return PairResult(parts.sum(-1), value, parts)
