@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.skips import needs
 from torch import nn
 
 from attlas.graph import Graph, batch
@@ -22,6 +21,7 @@ from attlas.layers import (
 )
 from attlas.layers.mixers import MIXERS
 from attlas.models import GPSS, GPSConfig, gps_net
+from skips import needs
 
 WIDTH = 8
 

@@ -4,7 +4,7 @@ import networkx
 import pytest
 import torch
 
-from attlas.graph import batch, from_networkx, laplacian_eigenvectors, subgraph, wl_roles
+from attlas.graph import Graph, batch, from_networkx, laplacian_eigenvectors, subgraph, wl_roles
 from attlas.layers import (
     DegreeEncoder,
     EigenDeepSet,
@@ -80,6 +80,37 @@ def test_signnet_does_not_see_signs_and_follows_the_nodes(count):
     order = torch.randperm(part.nodes)
     other, _ = subgraph(part, order)
     torch.testing.assert_close(encoder(vectors[one:][order], other), found[one:][order])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_node_without_any_eigenvector_gets_0_from_the_transformer(training, gradients):
+    graph = batch([Graph.from_edge_index([], num_nodes=1), from_networkx(networkx.path_graph(4))[0]])
+    values, vectors = laplacian_eigenvectors(graph, 3, skip=1, fill=NAN)
+    assert vectors[0].isnan().all() and vectors[1:].isfinite().all()
+    encoder = EigenTransformer(8).double().train(training)
+    with torch.set_grad_enabled(gradients):  # without gradients torch takes another way
+        found = encoder((values, vectors), graph)
+    assert not found[0].any() and found.isfinite().all() and found[1:].any()
+
+
+@pytest.mark.parametrize(("nodes", "count"), [(0, 3), (2, 0)])
+def test_eigenvector_encoders_take_no_nodes_and_no_eigenvectors(nodes, count):
+    graph, nothing = Graph.from_edge_index([], num_nodes=nodes), torch.zeros(nodes, count)
+    for encoder in (EigenDeepSet(8), EigenTransformer(8)):
+        assert torch.equal(encoder((nothing, nothing), graph), torch.zeros(nodes, 8))
+    assert SignNet(8, None)(nothing, graph).shape == (nodes, 8)
+
+
+def test_signnet_in_training_does_not_see_padding():
+    torch.manual_seed(6)
+    graph = mixed()
+    vectors = eigen(graph)[1]
+    plain, padded = SignNet(5, None).double(), SignNet(5, None).double()
+    padded.load_state_dict(plain.state_dict())
+    wide = torch.cat([vectors, torch.full((graph.nodes, 3), NAN)], 1)
+    torch.testing.assert_close(padded(wide, graph), plain(vectors, graph))
+    torch.testing.assert_close(padded.state_dict(), plain.state_dict())
 
 
 def test_signnet_is_even_but_keeps_more_than_absolute_values():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.graph import Graph, batch, from_networkx, pairs_of
+from attlas.graph import Graph, PairGraph, batch, from_networkx, pairs_of
 from attlas.layers.graph_layers import graph_entry
 from attlas.layers.grit import GRIT, GRITEncoder, GRITLayer, GRITScore, random_walks, signed_root
 
@@ -174,6 +174,13 @@ def test_walks_are_powers_with_the_identity_first():
     torch.testing.assert_close(sums, torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64))
     assert (walks[..., 1].sum(0) - 1).abs().max() > 0.5
     assert random_walks(graph, STEPS) is random_walks(graph, STEPS)
+
+
+def test_walks_are_kept_once_and_in_the_asked_precision():
+    graph = given()
+    walks = random_walks(graph, STEPS)
+    held = [found for found in vars(graph)["_kept"].values() if not isinstance(found, PairGraph)]
+    assert len(held) == 1 and held[0] is walks and walks.dtype == torch.float32
 
 
 def test_walks_of_a_batch_are_those_of_its_graphs():

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from tests.skips import needs
 
 from attlas._common.errors import UsageError
 from attlas.tasks import (
@@ -15,6 +14,7 @@ from attlas.tasks import (
     shuffled,
     solubility,
 )
+from skips import needs
 
 ETHENOL = """ethenol
      made by hand

@@ -37,7 +37,7 @@ def neighbour_sum(
             f"weights must be one number for each of {graph.edges} edges, got {tuple(weights.shape)}"
         )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    flat = x.reshape(x.shape[0], math.prod(x.shape[1:])).to(wide) if x.dim() != 2 else x.to(wide)
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:])).to(wide)
     given = None if weights is None else weights.to(wide)
     found: Tensor = _Sum.apply(flat, given, graph, True)
     return found.to(x.dtype).view(graph.receivers, *x.shape[1:])

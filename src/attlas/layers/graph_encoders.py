@@ -75,7 +75,11 @@ class EigenTransformer(nn.Module):
     def forward(self, encoding: Eigen, graph: Graph) -> Tensor:
         """(eigenvalues (n, k), eigenvectors (n, k)) -> (n, width)."""
         pairs, there = _pairs(encoding, graph, self.training)
-        found = self.net(self.linear(pairs), src_key_padding_mask=~there)
+        if not pairs.numel():
+            return pairs.new_zeros(len(pairs), self.width)
+        # Masked keys alone would give NaN: a node without any eigenvector reads zeros, and counts none.
+        masked = ~there & there.any(1, keepdim=True)
+        found = self.net(self.linear(pairs), src_key_padding_mask=masked)
         return (found * there[..., None]).sum(1)
 
 
@@ -107,20 +111,20 @@ class SignNet(nn.Module):
         """(n, k) -> (n, width). ValueError: another k than rho was made for."""
         if self.count is not None and encoding.shape[1] != self.count:
             raise ValueError(f"SignNet was made for {self.count} eigenvectors, got {tuple(encoding.shape)}")
-        there = ~encoding.isnan()[..., None]
+        there = ~encoding.isnan()
         x = encoding.nan_to_num(0.0)[..., None]
-        found = (self._phi(x, graph) + self._phi(-x, graph)) * there
+        found = (self._phi(x, graph, there) + self._phi(-x, graph, there)) * there[..., None]
         rho: Tensor = self.rho(found.sum(1) if self.count is None else found.flatten(1))
         return rho
 
-    def _phi(self, x: Tensor, graph: Graph) -> Tensor:
+    def _phi(self, x: Tensor, graph: Graph, there: Tensor) -> Tensor:
         for layer in self.phi:
-            x = layer(x, graph)
+            x = layer(x, graph, there)
         return x
 
 
 class _Sum(nn.Module):
-    """MLP(x_i + sum of its senders), for (n, k, channels), the norm over nodes and eigenvectors."""
+    """MLP(x_i + sum of its senders), for (n, k, channels), the norm over the eigenvectors that are there."""
 
     def __init__(self, inputs: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -130,9 +134,10 @@ class _Sum(nn.Module):
             nn.Linear(hidden, out),
         )
 
-    def forward(self, x: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, graph: Graph, there: Tensor) -> Tensor:
         hidden = torch.relu(self.first(x + neighbour_sum(x, graph)))
-        found: Tensor = self.second(self.norm(hidden.flatten(0, 1)).view_as(hidden))
+        normed = self.norm(hidden[there])
+        found: Tensor = self.second(normed.new_zeros(hidden.shape).index_put((there,), normed))
         return found
 
 

