@@ -10,7 +10,15 @@ import torch
 from scipy.sparse.linalg import spsolve
 
 from attlas.tasks.flows import (
-    DIFFUSION, FASTEST, INFLOW, OUTFLOW, STEP, WALL, Elements, potential_flow, simulate_flow,
+    DIFFUSION,
+    FASTEST,
+    INFLOW,
+    OUTFLOW,
+    STEP,
+    WALL,
+    Elements,
+    potential_flow,
+    simulate_flow,
 )  # fmt: skip
 from attlas.tasks.meshes import airfoil_mesh, delaunay_mesh
 from skips import needs

@@ -33,8 +33,8 @@ FASTEST = 4.0
 class Flow:
     """A trajectory: states (S + 1, n, 1), others (n, 3) = velocity and source, kind (n,), all float32.
 
-    counted: nodes to predict (normal, outflow, wall); inflow nodes are prescribed, and a state holds there what
-    is prescribed for the step after it, without which that step is unknown. angle: of the inflow.
+    counted: nodes to predict (normal, outflow, wall); inflow nodes are prescribed, and a state holds there
+    what is prescribed for the step after it, without which that step is unknown. angle: of the inflow.
     """
 
     mesh: Mesh
@@ -135,8 +135,8 @@ def simulate_flow(
     random phase) where it enters, and free elsewhere (no diffusive flux through walls and outflow). u starts
     as Gaussian bumps; f is `sources` steady ones, at random places. One sparse LU for all steps.
 
-    Plain Galerkin, without stabilisation: the cell Peclet number |b| h / ν stays below 2 on Delaunay meshes of
-    at least 300 nodes. Where b is faster than FASTEST (at sharp edges), it is shortened to that.
+    Plain Galerkin, without stabilisation: the cell Peclet number |b| h / ν stays below 2 on Delaunay meshes
+    of at least 300 nodes. Where b is faster than FASTEST (at sharp edges), it is shortened to that.
     """
     from scipy.sparse.linalg import splu
 

@@ -10,17 +10,19 @@ ROLLOUT = {
     "1 hop": 0.5,
     "1 and 2 hops": 0.3,
     "1 and 3 hops": 0.32,
-    "1 hop and global": 0.4,
     "MeshGraphNet": 0.5,
 }
 
 
-def run_with(rollout=None, single=0.01, ratio=3.0):
+def run_with(rollout=None, single=0.01, ratio=3.0, still=(0.1, 0.9)):
     rolled = ROLLOUT | (rollout or {})
     found = {f"rollout RMSE, {arm}": rolled[arm] for arm in claims.ARMS}
     for arm in claims.ARMS:
         found |= {f"1-step RMSE, {arm}": single if arm == "1 hop" else 0.01, f"steps, {arm}": 4.0}
         found |= {f"milliseconds a step, {arm}": 1.0}
+    found |= {
+        f"{what} RMSE, nothing changes": one for what, one in zip(("1-step", "rollout"), still, strict=True)
+    }
     return found | {"time ratio": ratio}
 
 
@@ -32,6 +34,8 @@ def run_with(rollout=None, single=0.01, ratio=3.0):
         ({"single": 0.02}, "does not hold", "Not met: a 1-step error no larger than MeshGraphNet's."),
         ({"rollout": {"1 and 2 hops": 0.6}}, "does not hold", "a rollout error with 1 and 2 hops no larger"),
         ({"rollout": {"1 and 3 hops": 0.5}}, "not shown at this scale", "spread of 1 hop: 1 and 3 hops."),
+        ({"still": (0.01, 0.9)}, "not shown at this scale", "every seed: 1-step RMSE, 1 hop; 1-step"),
+        ({"still": (0.1, 0.4), "ratio": 1.9}, "not shown at this scale", "seed: rollout RMSE, 1 hop; roll"),
     ],
 )
 def test_each_part_of_the_rule_decides(options, outcome, text):

@@ -40,7 +40,8 @@ CARD = Card(
         "Training noise falls on the predicted nodes only, and the target is the increment from the noisy "
         "state.",
         "The claim: simulated flows (no package ships data of fluid dynamics), 4 blocks of width 32, "
-        "coordinates as node features.",
+        "coordinates as node features, inflow of the following step given; speeds at the sharp edges of the "
+        "airfoil are cut at 4 (the potential flow has 40 there, training has 2).",
     ),
     unverified=(
         "What the paper calls dilated sliding window and global attention is not in its code: here links at "
