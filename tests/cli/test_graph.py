@@ -21,6 +21,9 @@ NODES = 24
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two rings of twelve nodes, joined by one edge, and which ring a node is in."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "attlas.report.graph_page.png", lambda chart, scale: b""
+    )  # drawn by the report's tests
     ends = [
         (ring * 12 + i, ring * 12 + (i + step) % 12)
         for ring in range(2)
@@ -66,12 +69,14 @@ def test_encode(attlas_says, files):
 def test_train_and_predict(attlas_says, files):
     options = [
         "--undirected",
+        "--kind",
+        "2",
         "--encodings",
         "laplacian:2",
         "--width",
         8,
         "--steps",
-        30,
+        4,
         "--model",
         "gin",
     ]
@@ -84,6 +89,7 @@ def test_train_and_predict(attlas_says, files):
     assert sorted(file.name for file in Path("run/pictures").iterdir()) == [
         "degrees.png", "drawing.png", "mistakes.png", "training.png",
     ]  # fmt: skip
+    assert "gin does not read the types of the edges" in error
     code, said, _ = attlas_says(*command, "--json")
     assert code == 0 and json.loads(said)["labelled"] == {"train": 14, "valid": 5, "test": 5}
     assert attlas_says("graph", "predict", "run", "--out", "told.csv")[1] == "24 nodes written to told.csv\n"
@@ -107,6 +113,12 @@ def test_layers(attlas_says, monkeypatch):
         (("inspect", "edges.csv", "--kind", "9"), "edges.csv, line 1: 10 columns are expected, it has 3"),
         (("encode", "edges.csv", "--encoding", ""), "no encoding is named; give some of degree, rwse"),
         (("encode", "edges.csv", "--out", "a.pt"), "--out must end in .safetensors or .npz, got a.pt"),
+        (("encode", "edges.csv", "--out", "edges.csv/a.npz"), "edges.csv is a file, but a folder is needed"),
+        (("inspect", "two", "--kind", "2"), "two is no edge list: --kind would not be read"),
+        (
+            ("train", "edges.csv", "--labels", "labels.csv", "--out", "run", "--weight-decay", "nan"),
+            "got nan",
+        ),
         (("encode", "two"), "two has senders and receivers of two kinds: encodings need one kind of nodes"),
         (("encode", "large", "--encoding", "rwse"), "rwse of a graph of 10,002 nodes goes through"),
         (("train", "edges.csv", "--labels", "labels.csv", "--out", "run", "--model", "no"), "got 'no'"),

@@ -58,6 +58,27 @@ def test_folders_and_edge_lists_are_read_as_ever(tmp_path: Path) -> None:
     assert (found.nodes, edges(found.graph)) == (("a", "b", "c"), [[0, 1, 1, 2], [1, 2, 0, 1]])
 
 
+def test_nodes_without_edges_stand_in_a_table(tmp_path: Path) -> None:
+    file, table = tmp_path / "edges.csv", tmp_path / "nodes.csv"
+    file.write_text("b,a\n")
+    table.write_text("colour,node\nred,a\nblue,c\nred,c\n")
+    found = read_graph(file, nodes=table)
+    assert found.nodes == ("b", "a", "c") and found.graph.nodes == 3
+    table.write_text("node,colour\na,red\n,blue\n")
+    with pytest.raises(UsageError, match="nodes.csv, line 3: a name is empty"):
+        read_graph(file, nodes=table)
+
+
+def test_columns_of_a_file_that_has_none_are_refused(tmp_path: Path) -> None:
+    save_graph(Graph.from_edge_index(ENDS), tmp_path / "saved")
+    np.savez(tmp_path / "x.npz", edge_index=ENDS)
+    for name in ("saved", "x.npz"):
+        with pytest.raises(
+            UsageError, match="is no edge list: --kind, --values would not be read; leave out"
+        ):
+            read_graph(tmp_path / name, kind="rel", values=("weight",))
+
+
 def test_a_line_of_titles_is_asked_about(tmp_path: Path) -> None:
     file = tmp_path / "edges.csv"
     file.write_text("Source,target\na,b\n")

@@ -45,6 +45,7 @@ def record(**changed: object) -> dict:
         },
         "summary": summary(GRAPH),
         "types": [],
+        "edges": {"reads": "numbers", "unread": ["types"]},
         "feature_names": None,
         "classes": ["cat", "dog"],
         "labelled": {"train": 2, "valid": 0, "test": 4},
@@ -79,6 +80,12 @@ def record(**changed: object) -> dict:
     }
 
 
+def values(spec: dict, place: int) -> list[dict]:
+    """The rows of a layer, which may stand beside it."""
+    own = (spec["layer"][place] if "layer" in spec else spec).get("data", spec.get("data"))
+    return own["values"] if "values" in own else spec["datasets"][own["name"]]
+
+
 def test_the_page_tells_the_run_and_fetches_nothing(tmp_path: Path) -> None:
     (tmp_path / "graph_run.json").write_text(json.dumps(record()))
     files = write_graph_run(tmp_path)
@@ -103,7 +110,9 @@ def test_tables() -> None:
         dict(facts.rows)["components"] == "2, the largest of 3 nodes"
         and dict(facts.rows)["directed"] == "yes"
     )
+    assert not any(" " in heading for heading in degrees.columns)  # a terminal breaks headings at blanks
     assert degrees.rows[0] == ("into a node", "0.75", "1", "1", "1", "1", "33%")
+    assert dict(made.rows)["reads of edges"] == "numbers; their types are not read"
     assert (
         dict(made.rows)["features"] == "log degrees" and dict(made.rows)["steps"] == "20 of the whole graph"
     )
@@ -113,7 +122,7 @@ def test_tables() -> None:
 
 def test_the_drawing_shows_what_is_wrong() -> None:
     spec = drawing_figure(record()).to_dict()
-    edges, nodes = (layer["data"]["values"] for layer in spec["layer"])
+    edges, nodes = values(spec, 0), values(spec, 1)
     assert len(edges) == 2 and [node["wrong"] for node in nodes] == [False, True, False, False]
     assert spec["title"]["subtitle"].startswith(
         "4 of 4 nodes around one of them, coloured by prediction; a black"
@@ -123,11 +132,13 @@ def test_the_drawing_shows_what_is_wrong() -> None:
 
 
 def test_other_pictures_hold_the_numbers() -> None:
-    cells = confusion_figure(record()).to_dict()["layer"][0]["data"]["values"]
+    cells = values(confusion_figure(record()).to_dict(), 0)
     assert [cell["nodes"] for cell in cells] == [3, 1, 0, 0] and cells[0]["share"] == 0.75
-    lines = curve_figure(record()).to_dict()["layer"][0]["data"]["values"]
+    curve = curve_figure(record()).to_dict()
+    lines = values(curve, 0)
+    assert curve["layer"][0]["encoding"]["x"]["axis"]["tickMinStep"] == 1
     assert [(row["step"], row["nodes"]) for row in lines] == [(10, "train"), (20, "train"), (20, "valid")]
-    bars = degree_figure(summary(GRAPH)).to_dict()["data"]["values"]
+    bars = values(degree_figure(summary(GRAPH)).to_dict(), 0)
     assert {(bar["edges"], bar["direction"]): bar["nodes"] for bar in bars} == {
         ("0", "in"): 1,
         ("1", "in"): 3,
@@ -149,7 +160,7 @@ def test_a_regression() -> None:
     assert headline(told).startswith(
         "gin is off by 2 on average over 4 test nodes; a linear model without messages by 4"
     )
-    assert len(target_figure(told).to_dict()["layer"][1]["data"]["values"]) == 2
+    assert len(values(target_figure(told).to_dict(), 1)) == 2
     assert graph_run_tables(told)[0].columns == ("", "nodes", "MAE", "RMSE")
     for row in told["drawing"]["nodes"]:
         row["prediction"] = 1.0

@@ -33,7 +33,9 @@ def test_targets_are_numbers(tmp_path: Path) -> None:
 def test_nodes_without_names_are_numbers(tmp_path: Path) -> None:
     found = read_labels(written(tmp_path, "node,label\n3,x\n0,y\n"), NodeNames((), 4))
     assert found.node.tolist() == [3, 0]
-    with pytest.raises(UsageError, match="line 2: the graph has no node '4'; nothing was loaded"):
+    with pytest.raises(
+        UsageError, match=r"line 2: the graph has no node '4' \(its nodes are the numbers below 4\)"
+    ):
         read_labels(written(tmp_path, "node,label\n4,x\n0,y\n"), NodeNames((), 4))
     assert NodeNames((), 4).name(2) == "2" and NAMES.name(2) == "c"
 
@@ -44,7 +46,10 @@ def test_nodes_without_names_are_numbers(tmp_path: Path) -> None:
         ("node,class\na,x\n", "has no column 'label'; its first line names node, class"),
         ("", "is empty: give a table with the columns node and label"),
         ("node,label\n", "holds no label: a line per labelled node is expected"),
-        ("node,label\na,x\ne,y\n", "line 3: the graph has no node 'e'; nothing was loaded"),
+        (
+            "node,label\na,x\ne,y\n",
+            r"line 3: the graph has no node 'e' \(name nodes without edges in a table: --nodes\)",
+        ),
         ("node,label\na,x\n\na,y\n", "line 4: node 'a' stands in line 2 already; nothing was loaded"),
         ("node,label\na,x\nb\nc,\n", r"line 3: 2 columns are expected, it has 1 \(1 more line is wrong\)"),
         ("node,label,label\na,x,y\n", "has 2 columns 'label': give every column a title of its own"),

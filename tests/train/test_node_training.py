@@ -13,7 +13,8 @@ from attlas.graph import Graph
 from attlas.train.checkpoint import load_tensors, save_tensors
 from attlas.train.node_files import GraphFile
 from attlas.train.node_model import NodeSettings, _Scaled, node_inputs
-from attlas.train.node_run import NodeRun, load_node_run, predict_nodes, train_node_run
+from attlas.train.node_predict import predict_nodes
+from attlas.train.node_run import NodeRun, load_node_run, train_node_run
 
 NODES = 60
 SMALL = {"width": 8, "heads": 2, "steps": 12, "check": 4, "learning_rate": 0.02}
@@ -74,11 +75,15 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(files: Path, tmp_path: Pa
         train_node_run(run, tmp_path / "cut", told=stop)
     with pytest.raises(UsageError, match="is not finished; give its train command again to go on"):
         load_node_run(tmp_path / "cut")
+    checkpoint = tmp_path / "cut" / "state" / "checkpoint.safetensors"
+    tensors, facts = load_tensors(checkpoint)
+    save_tensors(checkpoint, tensors, facts | {"seconds": facts["seconds"] + 1e4})
     steps: list[int] = []
     train_node_run(run, tmp_path / "cut", told=steps.append)
     train_node_run(run, tmp_path / "whole")
     assert steps == [4, *range(5, 13)]
     first, second = (load_node_run(tmp_path / name) for name in ("cut", "whole"))
+    assert first["seconds"] > 1e4 > second["seconds"]  # those before the interruption count
     for name in ("curve", "scores", "best_step", "confusion", "drawing"):
         assert first[name] == second[name]
     for name in ("model.safetensors", "predictions.csv"):
@@ -135,6 +140,64 @@ def test_a_finished_run_is_read_and_another_one_is_refused(files: Path, tmp_path
     changed.write_text((files / "labels.csv").read_text().replace("n1,odd", "n1,even"))
     with pytest.raises(UsageError, match="labels [0-9a-f]{16} there, [0-9a-f]{16} here"):
         train_node_run(other._replace(labels=str(changed)), tmp_path)
+
+
+def test_a_refused_run_leaves_its_folder_free(files: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    run = run_of(files, steps=1)._replace(labels=str(table))
+    table.write_text("node,label\nn0,even\nnowhere,odd\n")
+    with pytest.raises(UsageError, match="line 3: the graph has no node 'nowhere'"):
+        train_node_run(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    table.write_text((files / "labels.csv").read_text())
+    record = train_node_run(run, tmp_path / "run")
+    table.write_text("node,label\nnowhere,odd\n")
+    with pytest.raises(UsageError, match="the graph has no node"):
+        train_node_run(run, tmp_path / "run", fresh=True)
+    assert load_node_run(tmp_path / "run") == record  # forgotten only where another one begins
+
+
+def test_nodes_without_edges_are_told_too(files: Path, tmp_path: Path) -> None:
+    table = tmp_path / "nodes.csv"
+    table.write_text("node\nn0\nalone\n")
+    run = run_of(files, features=False, steps=1)
+    run = run._replace(graph=GraphFile(**run.graph.to_dict() | {"nodes": str(table)}))
+    record = train_node_run(run, tmp_path / "run")
+    assert (record["summary"]["nodes"], record["summary"]["isolated"]) == (62, 1)
+    assert "alone," in (tmp_path / "run" / "predictions.csv").read_text()
+    lines: list[str] = []
+    assert predict_nodes(tmp_path / "run", tmp_path / "x.csv", told=lines.append) == 62 and lines == []
+    table.write_text("node\nalone\nother\n")
+    assert predict_nodes(tmp_path / "run", tmp_path / "x.csv", told=lines.append) == 63
+    assert lines == [f"{table} has changed since the training: what is told is of the file as it is now"]
+    with pytest.raises(UsageError, match="--nodes belongs to another graph: give its file, too"):
+        predict_nodes(tmp_path / "run", tmp_path / "x.csv", nodes=str(table))
+
+
+def test_edges_must_have_what_the_model_was_trained_on(files: Path, tmp_path: Path) -> None:
+    said = {"model": "gine", "features": False, "steps": 1}
+    record = train_node_run(run_of(files, weighted=True, typed=True, **said), tmp_path / "numbers")
+    assert record["edges"] == {"reads": "numbers", "unread": ["types"]}
+    assert train_node_run(run_of(files, **said), tmp_path / "bare")["edges"]["reads"] == "nothing"
+    other = tmp_path / "other.npz"
+    ends = np.array([[0, 1], [1, 0]])
+    np.savez(other, edge_index=ends)
+    with pytest.raises(
+        UsageError, match=r"other.npz has no numbers of edges, which the model was trained on"
+    ):
+        predict_nodes(tmp_path / "numbers", tmp_path / "x.csv", graph=str(other))
+    assert predict_nodes(tmp_path / "bare", tmp_path / "x.csv", graph=str(other)) == 2
+    np.savez(other, edge_index=ends, edge_attr=np.ones((2, 1)))
+    assert predict_nodes(tmp_path / "numbers", tmp_path / "x.csv", graph=str(other)) == 2
+    with pytest.raises(
+        UsageError, match="has numbers of edges, but the model was trained without any: leave"
+    ):
+        predict_nodes(tmp_path / "bare", tmp_path / "x.csv", graph=str(other))
+    large = Graph.from_edge_index(
+        torch.from_numpy(ends), edge_attr=torch.full((2,), 1e300, dtype=torch.float64)
+    )
+    with pytest.raises(UsageError, match="a number of an edge is not finite in float32: scale them"):
+        node_inputs(large, None, NodeSettings(model="gine"))
 
 
 def test_targets_come_in_their_own_unit(files: Path, tmp_path: Path) -> None:

@@ -13,6 +13,18 @@ from attlas._common.errors import UsageError
 from attlas._common.files import check_folder, to_json, write_atomic
 from attlas.cli.app import GRAPHS, app, command
 from attlas.cli.bars import Bars
+from attlas.cli.graph_options import (
+    File,
+    Header,
+    Json,
+    Kind,
+    Nodes,
+    Receiver,
+    Sender,
+    Undirected,
+    Values,
+    columns,
+)
 
 __all__ = ["encode", "graph", "inspect", "layers", "predict", "train"]
 
@@ -25,23 +37,6 @@ app.add_typer(graph, name="graph", rich_help_panel=GRAPHS)
 
 LARGE_GRAPH, USUAL_BATCH = 1_000_000, 1024
 
-File = Annotated[
-    str,
-    typer.Argument(
-        help="Edge list (.csv, .tsv, or blanks between), .npz, or the folder of a saved graph.",
-        show_default=False,
-    ),
-]
-Sender = Annotated[str, typer.Option(help="Edge lists: column of senders, name or place from 0.")]
-Receiver = Annotated[str, typer.Option(help="Edge lists: column of receivers.")]
-Kind = Annotated[str | None, typer.Option(help="Edge lists: column of edge types.", show_default=False)]
-Values = Annotated[str, typer.Option(help="Edge lists: columns of numbers, joined by commas.")]
-Header = Annotated[
-    bool | None, typer.Option("--header/--no-header", help="Edge lists: whether line 1 names the columns.")
-]
-Undirected = Annotated[bool, typer.Option("--undirected", help="Take every edge in both directions.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @command(GRAPHS, graph)
 def inspect(
@@ -52,6 +47,7 @@ def inspect(
     values: Values = "",
     header: Header = None,
     undirected: Undirected = False,
+    nodes: Nodes = None,
     as_json: Json = False,
 ) -> None:
     """Show what a graph is like: size, direction, components, loops, equal edges, the tail of its degrees."""
@@ -59,7 +55,7 @@ def inspect(
     from attlas.report import print_summary
     from attlas.train.node_files import GraphFile
 
-    options = _columns(sender, receiver, kind, values, header, undirected)
+    options = columns(sender, receiver, kind, values, header, undirected, nodes)
     read = GraphFile(file, **options).read(mapped=True)
     found = summary(read.graph)
     if as_json:
@@ -80,9 +76,9 @@ def encode(
     ),
     sender: Sender = "0",
     receiver: Receiver = "1",
-    kind: Kind = None,
     header: Header = None,
     undirected: Undirected = False,
+    nodes: Nodes = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go through all pairs of more than 10,000 nodes, too.")
     ] = False,
@@ -102,7 +98,8 @@ def encode(
         )
     if out.suffix not in (".safetensors", ".npz"):
         raise UsageError(f"--out must end in .safetensors or .npz, got {out}")
-    options = _columns(sender, receiver, kind, "", header, undirected)
+    check_folder(out.parent)
+    options = columns(sender, receiver, None, "", header, undirected, nodes)
     read = GraphFile(file, **options).read()
     if read.graph.bipartite:
         raise UsageError(f"{file} has senders and receivers of two kinds: encodings need one kind of nodes")
@@ -167,6 +164,7 @@ def train(
     values: Values = "",
     header: Header = None,
     undirected: Undirected = False,
+    nodes: Nodes = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go through all pairs of more than 10,000 nodes for rwse.")
     ] = False,
@@ -183,7 +181,7 @@ def train(
     from attlas.train.node_model import NodeSettings
     from attlas.train.node_run import NodeRun, train_node_run
 
-    place = GraphFile(file, **_columns(sender, receiver, kind, values, header, undirected))
+    place = GraphFile(file, **columns(sender, receiver, kind, values, header, undirected, nodes))
     said: dict[str, Any] = {
         "model": model, "task": task, "depth": depth, "width": width, "heads": heads, "steps": steps,
         "learning_rate": learning_rate, "weight_decay": weight_decay, "encodings": encodings,
@@ -192,14 +190,17 @@ def train(
     # What can be refused without the graph is refused before it is read.
     NodeSettings(**said, batch=batch or 0)
     check_folder(out)
+    read = None
     if batch is None:
-        batch = USUAL_BATCH if place.read(mapped=True).graph.edges > LARGE_GRAPH else 0
+        read = place.read(mapped=True)
+        batch = USUAL_BATCH if read.graph.edges > LARGE_GRAPH else 0
     run = NodeRun(
         place,
         str(labels),
         None if features is None else str(features),
         NodeSettings(**said, batch=batch),
         force,
+        None if Path(file).is_dir() else read,  # a saved graph was left on disk
     )
     with Bars() as progress:
         done: list[int] = []
@@ -217,6 +218,8 @@ def train(
     from attlas.report import print_graph_run, write_graph_run
 
     page = write_graph_run(out).page
+    for part in record.get("edges", {}).get("unread", ()):
+        print(f"attlas: {model} does not read the {part} of the edges", file=sys.stderr)
     if as_json:
         print(
             to_json({name: record[name] for name in ("scores", "baselines", "labelled", "best_step")}), end=""
@@ -235,12 +238,16 @@ def predict(
     features: Annotated[
         str | None, typer.Option(help="Features of the other graph's nodes.", show_default=False)
     ] = None,
+    nodes: Nodes = None,
     out: Annotated[Path, typer.Option(help="Table to write.")] = Path("predictions.csv"),
 ) -> None:
     """Write what a run's model says of every node, of its own graph or of another one."""
-    from attlas.train.node_run import predict_nodes
+    from attlas.train.node_predict import predict_nodes
 
-    count = predict_nodes(run, out, graph=file, features=features)
+    def told(line: str) -> None:
+        print(f"attlas: {line}", file=sys.stderr)
+
+    count = predict_nodes(run, out, graph=file, features=features, nodes=nodes, told=told)
     print(f"{count:,} nodes written to {out}")
 
 
@@ -264,25 +271,6 @@ def layers(as_json: Json = False) -> None:
     for one in entries:
         table.add_row(one.name, one.edges, "any node" if one.reach is None else str(one.reach))
     Console().print(table)
-
-
-def _columns(
-    sender: str, receiver: str, kind: str | None, values: str, header: bool | None, undirected: bool
-) -> dict[str, Any]:
-    """The options of an edge list, columns by name or place."""
-    return {
-        "sender": _column(sender),
-        "receiver": _column(receiver),
-        "kind": None if kind is None else _column(kind),
-        "values": tuple(_column(part) for part in values.split(",") if part.strip()),
-        "header": header,
-        "undirected": undirected,
-    }
-
-
-def _column(text: str) -> str | int:
-    text = text.strip()
-    return int(text) if text.isdecimal() else text
 
 
 def _said() -> str:

@@ -12,7 +12,7 @@ import torch
 from attlas._common.errors import UsageError
 from attlas.graph.graph import Graph
 
-__all__ = ["NamedGraph", "column_of", "is_finite", "read_edges", "refuse_lines", "rows_of"]
+__all__ = ["NamedGraph", "column_of", "is_finite", "read_edges", "read_nodes", "refuse_lines", "rows_of"]
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -35,6 +35,7 @@ def read_edges(
     values: tuple[str | int, ...] = (),
     header: bool | None = None,
     separator: str | None = None,
+    nodes: Sequence[str] = (),
 ) -> NamedGraph:
     """A graph out of a .csv, .tsv or blank-separated file with one edge a line.
 
@@ -42,7 +43,8 @@ def read_edges(
     name or by place from 0. header: whether the first line names the columns; by default it does where a
     column is asked for by name. Nodes and types get numbers in the order in which they first appear. Left out
     are empty lines, and remarks: lines that begin with #, with a separator only those before the first row.
-    separator: "," for .csv, a tab for .tsv, blanks otherwise.
+    separator: "," for .csv, a tab for .tsv, blanks otherwise. nodes: names beside those of the edges, for
+    nodes without any; they come last.
 
     Nothing is half loaded: UsageError names the line that has too few columns, an empty name or a value that
     is no finite number, and says how many more there are.
@@ -63,7 +65,18 @@ def read_edges(
         raise UsageError("columns by name need a header line: leave header unset, or give places from 0")
     wanted = [_column(one, titles, place) for one in (sender, receiver, *values)]
     typed = None if kind is None else _column(kind, titles, place)
-    return _collected(place, rows, wanted, typed)
+    return _collected(place, rows, wanted, typed, nodes)
+
+
+def read_nodes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names in the column node of a table, whatever else stands in it; UsageError for an empty one."""
+    place = Path(path)
+    remedy = "give a table with the column node"
+    rows = rows_of(place, None, remedy, titled=True)
+    column = column_of(place, next(rows, (0, []))[1], "node")
+    names = {line: cells[column] if column < len(cells) else "" for line, cells in rows}
+    refuse_lines(place, [f"line {line}: a name is empty" for line, name in names.items() if not name])
+    return tuple(dict.fromkeys(names.values()))
 
 
 def rows_of(
@@ -153,7 +166,11 @@ def is_finite(text: str) -> bool:
 
 
 def _collected(
-    path: Path, rows: Iterator[tuple[int, list[str]]], wanted: list[int], typed: int | None
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    wanted: list[int],
+    typed: int | None,
+    others: Sequence[str],
 ) -> NamedGraph:
     nodes: dict[str, int] = {}
     types: dict[str, int] = {}
@@ -174,6 +191,8 @@ def _collected(
     refuse_lines(path, wrong)
     if not ends:
         raise UsageError(f"{path} holds no edge: one line per edge is expected")
+    for name in others:
+        nodes.setdefault(name, len(nodes))
     graph = Graph.from_edge_index(
         torch.tensor(ends, dtype=torch.int64).T,
         num_nodes=len(nodes),

@@ -137,7 +137,7 @@ def curve_figure(record: Row) -> Chart:
         alt.Chart(data(rows))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=25))
         .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(grid=False, format=",d")),
+            x=alt.X("step:Q", title="step", axis=alt.Axis(grid=False, format=",d", tickMinStep=1)),
             y=alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False)),
             color=alt.Color(
                 "nodes:N",

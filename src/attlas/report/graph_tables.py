@@ -110,7 +110,7 @@ def _degrees(summary: Row) -> StaticTable:
     return StaticTable(
         "degrees",
         "Edges of a node",
-        ("edges", "mean", "median", "90 %", "99 %", "most", "top 1 %"),
+        ("edges", "mean", "median", "90\u00a0%", "99\u00a0%", "most", "top\u00a01\u00a0%"),
         tuple(rows),
         ("Top 1 %: share of all edges at the hundredth of the nodes that have most.",),
     )
@@ -189,12 +189,18 @@ def _made(record: Row) -> StaticTable:
         ("layers", f"{settings['depth']} x {settings['model']}, width {settings['width']}"),
         ("parameters", f"{record['parameters']:,}"),
         ("features", shown),
+        *([("reads of edges", _edges(record["edges"]))] if "edges" in record else []),
         ("encodings", settings["encodings"] or "none"),
         ("steps", _steps(settings)),
         ("seed", str(settings["seed"])),
         ("time", f"{record['seconds']:.0f} s"),
     )
     return StaticTable("made", "The net", ("", "value"), rows, ())
+
+
+def _edges(found: Row) -> str:
+    unread = " and ".join(found["unread"])
+    return f"{found['reads']}; their {unread} are not read" if unread else found["reads"]
 
 
 def _steps(settings: Row) -> str:

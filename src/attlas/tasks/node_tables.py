@@ -37,6 +37,12 @@ class NodeNames:
             return self._number.get(name)
         return int(name) if name.isdecimal() and int(name) < self.nodes else None
 
+    def unknown(self, name: str) -> str:
+        """What is wrong with a name that no node has."""
+        if self._number is None:
+            return f"the graph has no node {name!r} (its nodes are the numbers below {self.nodes})"
+        return f"the graph has no node {name!r} (name nodes without edges in a table: --nodes)"
+
     def name(self, number: int) -> str:
         """What a node is called."""
         return self._names[number] if self._number is not None else str(number)
@@ -224,7 +230,7 @@ def _nodes_of(
             continue
         number = nodes.number(cells[column])
         if number is None:
-            wrong.append(f"line {line}: the graph has no node {cells[column]!r}")
+            wrong.append(f"line {line}: {nodes.unknown(cells[column])}")
         elif number in seen:
             wrong.append(f"line {line}: node {cells[column]!r} stands in line {seen[number]} already")
         else:

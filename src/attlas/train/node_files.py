@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from attlas._common.errors import UsageError
 from attlas.graph import Graph
-from attlas.graph.sources import read_graph
+from attlas.graph.sources import is_edge_list, read_graph
 from attlas.tasks.node_tables import NodeNames
 
 __all__ = ["GraphFile", "ReadGraph", "digest_of"]
@@ -39,11 +39,18 @@ class GraphFile:
     values: tuple[str | int, ...] = ()
     header: bool | None = None
     undirected: bool = False
+    nodes: str | None = None
 
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> "GraphFile":
         """Of `to_dict`."""
         return cls(**said | {"values": tuple(said["values"])})
+
+    def other(self, path: str, nodes: str | None) -> "GraphFile":
+        """Another file, read in the same way where it is an edge list too."""
+        if is_edge_list(path):
+            return replace(self, path=path, nodes=nodes)
+        return GraphFile(path, undirected=self.undirected, nodes=nodes)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

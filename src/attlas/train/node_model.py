@@ -5,7 +5,7 @@ Legend: n nodes, E edges, F features, K columns of encodings.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from attlas.graph.encode import encode, parse_encodings
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_entry
 from attlas.models.graph_net import GraphNet
 
-__all__ = ["NodeInputs", "NodeModel", "NodeSettings", "node_inputs"]
+__all__ = ["NodeInputs", "NodeModel", "NodeSettings", "edge_reading", "node_inputs"]
 
 SIGNED = "laplacian"  # its columns' signs are arbitrary
 
@@ -111,8 +111,16 @@ def node_inputs(graph: Graph, x: Tensor | None, settings: NodeSettings, *, large
     return NodeInputs(bare, x, extra, None if typed else edge)
 
 
+def edge_reading(graph: Graph, model: str) -> Literal["types", "numbers", "nothing"]:
+    """What layers of this model read of this graph's edges: numbers before types where they can read both."""
+    reads = graph_entry(model).edges
+    if reads in ("features", "state") and graph.edge_attr is not None:
+        return "numbers"
+    return "nothing" if reads == "none" or graph.edge_type is None else "types"
+
+
 def _edges(graph: Graph, model: str) -> Tensor | None:
-    """What layers of this model read of edges: types, numbers, or nothing."""
+    """What layers of this model are given of edges."""
     entry = graph_entry(model)
     if entry.edges == "none":
         return None
@@ -123,7 +131,10 @@ def _edges(graph: Graph, model: str) -> Tensor | None:
             )
         return graph.edge_type
     if graph.edge_attr is not None:
-        return graph.edge_attr.reshape(graph.edges, -1).float()
+        numbers = graph.edge_attr.reshape(graph.edges, -1).float()
+        if not bool(numbers.isfinite().all()):
+            raise UsageError("a number of an edge is not finite in float32: scale them, or leave it out")
+        return numbers
     return graph.edge_type if graph.edge_type is not None else torch.ones(graph.edges, 1)
 
 

@@ -1,4 +1,4 @@
-"""A run on a user's graph from its files to its folder: train, go on after an interruption, predict."""
+"""A run on a user's graph from its files to its folder: train, and go on after an interruption."""
 
 import json
 import time
@@ -10,35 +10,45 @@ import torch
 from torch import Tensor
 
 from attlas._common.errors import UsageError
-from attlas._common.files import check_schema, read_json, to_json, writable_folder, write_json
+from attlas._common.files import check_folder, check_schema, read_json, to_json, write_json
 from attlas._common.machine import machine, versions
+from attlas.graph import Graph
 from attlas.graph.summary import summary
 from attlas.tasks.node_tables import SPLITS, read_features, read_labels, split_nodes
-from attlas.train.checkpoint import load_tensors, save_tensors
-from attlas.train.node_files import GraphFile, digest_of
-from attlas.train.node_model import NodeInputs, NodeModel, NodeSettings, node_inputs
+from attlas.train.checkpoint import save_tensors
+from attlas.train.node_files import GraphFile, ReadGraph, digest_of
+from attlas.train.node_model import NodeInputs, NodeModel, NodeSettings, edge_reading, node_inputs
 from attlas.train.node_predictions import answer, drawing, pairs, write_predictions
 from attlas.train.node_scores import baselines, confusion, scores
 from attlas.train.node_training import LabelledNodes, train_nodes
 
-__all__ = ["NAME", "SCHEMA", "VERSION", "NodeRun", "load_node_run", "predict_nodes", "train_node_run"]
+__all__ = ["NAME", "SCHEMA", "VERSION", "NodeRun", "load_node_run", "made_model", "train_node_run"]
 
 SCHEMA, VERSION, NAME = "attlas.graph_run", 1, "graph_run"
 STATE = "state"
 
 
 class NodeRun(NamedTuple):
-    """What a run reads: the graph's file, tables of labels and features (or None), settings."""
+    """What a run reads: the graph's file, tables of labels and features (or None), settings.
+
+    read: the graph, where it has been read already.
+    """
 
     graph: GraphFile
     labels: str
     features: str | None
     settings: NodeSettings
     large: bool = False
+    read: ReadGraph | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same: settings, and files by how they are read and what they hold."""
-        files = {"graph": self.graph.path, "labels": self.labels, "features": self.features}
+        files = {
+            "graph": self.graph.path,
+            "nodes": self.graph.nodes,
+            "labels": self.labels,
+            "features": self.features,
+        }
         return {
             "settings": self.settings.to_dict(),
             "graph": self.graph.to_dict(),
@@ -61,24 +71,26 @@ def train_node_run(
     Interrupted, the same call goes on from `out`/state, which is removed at the end. A finished run is read
     and returned. UsageError: bad files, a folder with a run of other settings or files (unless fresh).
     """
-    folder = writable_folder(out)
+    folder = check_folder(out)
     state = folder / STATE
-    if fresh:
-        _forget(folder)
-    identity = _claimed(run, folder)
-    if (folder / f"{NAME}.json").exists():
+    identity = _identity(run, folder, fresh)
+    if not fresh and (folder / f"{NAME}.json").exists():
         told(run.settings.steps)
         return load_node_run(folder)
     began = time.monotonic()
-    read = run.graph.read()
+    read = run.read or run.graph.read()
     table = read_labels(run.labels, read.names, regression=run.settings.task == "regression")
     labels = LabelledNodes(table.node, table.value, split_nodes(table, run.settings.seed))
     features = None if run.features is None else read_features(run.features, read.names)
     inputs = node_inputs(read.graph, features.x if features else None, run.settings, large=run.large)
     made = _shapes(inputs, read.graph.edge_type, read.types, len(table.classes))
     _check_classes(labels, table.classes)
-    model = _made(run.settings, made)
+    model = made_model(run.settings, made)
     model.fit_scales(inputs, None if table.classes else labels.of(0)[1])
+    # The folder is the run's from here on: what is refused above can be mended and given again.
+    if fresh:
+        _forget(folder)
+    write_json(state / "run.json", identity)
     trained = train_nodes(
         model, inputs, labels, run.settings, state=state / "checkpoint.safetensors", told=told
     )
@@ -92,6 +104,7 @@ def train_node_run(
         **identity,
         "summary": summary(read.graph),
         "made": made,
+        "edges": _of_edges(read.graph, run.settings.model),
         "feature_names": list(features.names) if features else None,
         "classes": list(table.classes),
         "types": list(read.types),
@@ -105,7 +118,7 @@ def train_node_run(
         "confusion": confusion(labels, told_of) if table.classes else None,
         "pairs": None if table.classes else pairs(labels, told_of),
         "drawing": drawing(inputs, labels, told_of, table.classes, read.names, run.settings.seed),
-        "seconds": time.monotonic() - began,
+        "seconds": trained.earlier + time.monotonic() - began,
         "versions": versions(),
         "machine": machine(),
     }
@@ -126,62 +139,13 @@ def load_node_run(folder: str | Path) -> dict[str, Any]:
     return check_schema(read_json(path, what="run"), SCHEMA, VERSION, source=str(path))
 
 
-def predict_nodes(
-    folder: str | Path, out: str | Path, *, graph: str | None = None, features: str | None = None
-) -> int:
-    """Write what a run's model says of every node of its own graph, or of another one; how many nodes.
-
-    graph, features: other files, read as the run's own were. UsageError: as in training; features that the
-    model was not made for, or none where it was.
-    """
-    record = load_node_run(folder)
-    tensors, facts = load_tensors(Path(folder) / "model.safetensors")
-    settings, made = NodeSettings(**facts["settings"]), facts["made"]
-    file = GraphFile.from_dict(record["graph"] | ({} if graph is None else {"path": graph}))
-    read = file.read(types=record["types"])
-    names = record["feature_names"]
-    path = features or (record["features"] if graph is None else None)
-    if (path is None) != (names is None):
-        known = (
-            "made of degrees, without features"
-            if names is None
-            else f"made with features ({', '.join(names)})"
-        )
-        raise UsageError(
-            f"the model of {folder} was {known}: "
-            + ("leave out" if names is None else "give")
-            + " --features"
-        )
-    x = None if path is None else read_features(path, read.names, names).x
-    inputs = node_inputs(read.graph, x, settings, large=True)
-    kinds = read.graph.edge_type
-    if made["edge_kinds"] and kinds is not None and len(kinds) and int(kinds.max()) >= made["edge_kinds"]:
-        raise UsageError(
-            f"{file.path} has edge type {int(kinds.max())}, the model knows {made['edge_kinds']} types"
-        )
-    if (
-        inputs.edge is not None
-        and inputs.edge.is_floating_point()
-        and inputs.edge.shape[1] != made["edge_width"]
-    ):
-        raise UsageError(
-            f"{file.path} has {inputs.edge.shape[1]} numbers per edge, the model reads {made['edge_width']}"
-        )
-    model = _made(settings, made)
-    model.load_state_dict(tensors)
-    model.eval()
-    write_predictions(Path(out), answer(model, inputs), record["classes"], read.names, None)
-    return read.graph.nodes
-
-
-def _claimed(run: NodeRun, folder: Path) -> dict[str, Any]:
-    """The run's identity, written to its folder; UsageError with the difference to a run that is there."""
+def _identity(run: NodeRun, folder: Path, fresh: bool) -> dict[str, Any]:
+    """The run's identity as JSON; unless fresh, UsageError names the difference to a run in its folder."""
     mine = json.loads(to_json(run.identity()))
     file = folder / STATE / "run.json"
     finished = folder / f"{NAME}.json"
     there = load_node_run(folder) if finished.exists() else read_json(file) if file.exists() else None
-    if there is None:
-        write_json(file, mine)
+    if there is None or fresh:
         return mine
     wrong = [
         f"{name} {there.get(part, {}).get(name)} there, {value} here"
@@ -204,6 +168,16 @@ def _forget(folder: Path) -> None:
         (folder / STATE / name).unlink(missing_ok=True)
 
 
+def _of_edges(graph: Graph, model: str) -> dict[str, Any]:
+    """What the model reads of the edges, and what they have beside it."""
+    there = {"types": graph.edge_type, "numbers": graph.edge_attr}
+    reads = edge_reading(graph, model)
+    return {
+        "reads": reads,
+        "unread": [name for name, one in there.items() if one is not None and name != reads],
+    }
+
+
 def _shapes(inputs: NodeInputs, kinds: Tensor | None, types: Sequence[str], classes: int) -> dict[str, Any]:
     """What the net is made for, beside the settings."""
     real = inputs.edge is not None and inputs.edge.is_floating_point()
@@ -217,7 +191,8 @@ def _shapes(inputs: NodeInputs, kinds: Tensor | None, types: Sequence[str], clas
     }
 
 
-def _made(settings: NodeSettings, made: dict[str, Any]) -> NodeModel:
+def made_model(settings: NodeSettings, made: dict[str, Any]) -> NodeModel:
+    """The net of those settings and sizes, its weights drawn by the seed; UsageError where it cannot be."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:

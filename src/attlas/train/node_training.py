@@ -5,6 +5,7 @@ Everything random in a step comes from (seed, step): nothing but the step's numb
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,12 @@ class NodeTraining:
     """curve: a row per look, with step, train (mean loss of the steps since the last one), valid (or None).
 
     best_step: whose weights the model has now: the least validation loss; the last without such nodes.
+    earlier: seconds that were trained, up to its last checkpoint, before an interruption.
     """
 
     curve: list[dict[str, Any]]
     best_step: int
+    earlier: float
 
 
 def train_nodes(
@@ -73,6 +76,7 @@ def train_nodes(
     best = {name: one.clone() for name, one in model.state_dict().items()}
     if state is not None and state.exists():
         best, facts = load_checkpoint(state, model, optimiser)
+    earlier, began = float(facts.get("seconds", 0.0)), time.monotonic()
     told(facts["done"])
     batches = _Batches(inputs, *labels.of(0), settings)
 
@@ -104,6 +108,7 @@ def train_nodes(
         if done % settings.check == 0 or done == settings.steps:
             _look(model, inputs, labels, facts, best)
             if state is not None:
+                facts["seconds"] = earlier + time.monotonic() - began
                 save_checkpoint(state, model, optimiser, best, facts)
         told(done)
 
@@ -113,7 +118,7 @@ def train_nodes(
             trainer.run(left, max_epochs=1, epoch_length=len(left))
     model.load_state_dict(best)
     model.eval()
-    return NodeTraining(facts["curve"], facts["best_step"])
+    return NodeTraining(facts["curve"], facts["best_step"], earlier)
 
 
 def _look(
