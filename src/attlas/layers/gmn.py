@@ -107,7 +107,7 @@ class GMNLayer(nn.Module):
         self.encoder = encoder or SubgraphEncoder([GIN(width, norm=nn.Identity) for _ in range(2)])
         self.walk: dict[str, Any] = {"walks": walks, "length": length, "repeats": repeats, "seed": seed}
         self.over_tokens, self.over_nodes = scan(width), scan(width) if nodes else None
-        self.mpnn, self.ordered = mpnn, ordered
+        self.width, self.mpnn, self.ordered = width, mpnn, ordered
 
     def forward(
         self,
@@ -119,7 +119,7 @@ class GMNLayer(nn.Module):
         tokens: WalkTokens | None = None,
     ) -> Tensor:
         """One layer."""
-        graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch)
+        graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         tokens = _walk_tokens(graph, **self.walk) if tokens is None else tokens
         if tokens.graph.graphs != graph.nodes * tokens.count:
             raise ValueError(
