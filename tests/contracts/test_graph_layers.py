@@ -118,12 +118,34 @@ WRONG = [
         wrong.Right,
         {"reach": None},
         "reach",
-        "reach None says that any node matters, but over 11 hops nothing changes",
+        "reach None says that any node matters, but over 6 hops nothing changes",
     ),
     (wrong.IgnoresFeatures, {"edges": "features"}, "gradient", "no gradient reaches edge_attr"),
     (wrong.IgnoresNodes, {}, "gradient", "no gradient reaches x"),
     (wrong.Unused, {}, "gradient", "no gradient reaches never.weight"),
-    (wrong.HalfTheGradient, {}, "gradient", "GradcheckError: "),
+    (wrong.HalfTheGradient, {}, "gradient", "the gradient of x is not that of finite differences: "),
+    (wrong.OneRowAtLeast, {}, "shape", "the output of no nodes has shape (1, 8), not (0, 8)"),
+    (
+        wrong.IgnoresTypes,
+        {"edges": "types"},
+        "reads",
+        "another type of an edge changes no node: edge_attr is not read",
+    ),
+    (
+        wrong.IgnoresFeatures,
+        {"edges": "features"},
+        "reads",
+        "other features change no node: edge_attr is not read",
+    ),
+    (
+        wrong.NormalisedInTraining,
+        {},
+        "training",
+        "one node without edges in training: ValueError: Expected more than 1 value per channel",
+    ),
+    (wrong.CentredInTraining, {}, "training", "one node without edges in training: the output is not finite"),
+    (wrong.OneRowAtLeast, {}, "training", "no nodes in training: the output has 1 rows"),
+    (wrong.NoGraph, {}, "convention", "an edge_index is taken, but no Graph, which it must accept"),
     (wrong.NoFloat32, {}, "narrow", "torch.float32 is off by "),
 ]
 
@@ -164,6 +186,10 @@ def test_unknown_names_are_refused():
         check_graph_layer(wrong.Right, checks=("speed",))
     with pytest.raises(ValueError, match="excused must name some of permutation, .*, got reach"):
         GraphEntry("x", wrong.Right, excused={"reach": "far"})
+    with pytest.raises(ValueError, match="graph layer x: edges must be one of none, .*, types, got 'typed'"):
+        GraphEntry("x", wrong.Right, edges="typed")
+    with pytest.raises(ValueError, match="edges must be one of none, .*, got 'typed'"):
+        check_graph_layer(wrong.Right, edges="typed")
     with pytest.raises(ValueError, match="graph layer must be one of .*, got 'nothing'"):
         graph_entry("nothing")
 

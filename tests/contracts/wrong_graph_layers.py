@@ -218,3 +218,37 @@ class HalfTheGradient(Right):
 class NoFloat32(Right):
     def finish(self, out, x, graph):
         return out if out.dtype == torch.float64 else out * 1.01
+
+
+class NoGraph(Right):
+    """As PyG's own layers: its edge_index is a tensor and nothing else."""
+
+    def forward(self, x, edge_index, edge_attr=None, batch=None):
+        sender, receiver = edge_index
+        return self.own(x).index_add(0, receiver, self.other(x)[sender])
+
+
+class NormalisedInTraining(Right):
+    """torch's batch norm, which refuses one row in training."""
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.norm = nn.BatchNorm1d(setting.width)
+
+    def finish(self, out, x, graph):
+        return self.norm(out)
+
+
+class CentredInTraining(Right):
+    def finish(self, out, x, graph):
+        return out / out.std(0, correction=0) if self.training else out
+
+
+class IgnoresTypes(Right):
+    def changed(self, graph, edge):
+        return graph, torch.zeros_like(edge)
+
+
+class OneRowAtLeast(Right):
+    def finish(self, out, x, graph):
+        return out if len(out) else out.new_zeros(1, out.shape[1])

@@ -260,9 +260,9 @@ def test_errors_say_what_to_give():
     x, edge = inputs(graph)
     with pytest.raises(ValueError, match="GPS: give a local part, a global one"):
         GPS(WIDTH, None, None)
-    with pytest.raises(ValueError, match=r"GINE: edge_attr must be \(edges, 8\), as wide as x, got none"):
+    with pytest.raises(ValueError, match=r"GINE: edge_attr must be \(edges, 8\), got none"):
         GINE(WIDTH).double()(x, graph)
-    with pytest.raises(ValueError, match=r"GatedGCN: edge_attr must be \(edges, 8\), as wide as x, got"):
+    with pytest.raises(ValueError, match=r"GatedGCN: edge_attr must be \(edges, 8\), got"):
         GatedGCN(WIDTH).double()(x, graph, edge[:, :3])
     with pytest.raises(ValueError, match="local must be one of gine, gated-gcn or None, got 'gat'"):
         GPSConfig(local="gat").layer()

@@ -97,6 +97,6 @@ def test_sizes_and_features_that_do_not_fit() -> None:
     ):
         DotGraphAttention(5, 2)
     layer, graph = AdditiveGraphAttention(4, 2, edge_width=3), drawn(5, 9)
-    with pytest.raises(ValueError, match=r"edge_attr must be \(edges, 3\), the edge_width, got None"):
+    with pytest.raises(ValueError, match=r"edge_attr must be \(edges, 3\), got none"):
         layer(torch.randn(5, 4), graph)
     assert at.layers.graph_entry("gat").reach == 1

@@ -257,6 +257,6 @@ def test_what_is_wrong_is_said():
         GRITEncoder(8, steps=0)
     with pytest.raises(ValueError, match=r"grit: edge_attr must be none, as edge_width says, got \(10, 3\)"):
         GRIT(8, 2)(torch.randn(NODES, 8), given(), torch.randn(10, 3))
-    with pytest.raises(ValueError, match=r"edge_attr must be \(edges, 4\), as edge_width says, got none"):
+    with pytest.raises(ValueError, match=r"grit: edge_attr must be \(edges, 4\), got none"):
         GRIT(8, 2, edge_width=4)(torch.randn(NODES, 8), given())
     assert graph_entry("grit").edges == "features"

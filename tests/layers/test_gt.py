@@ -172,5 +172,5 @@ def test_errors_say_what_to_give():
         GT(10, 4)
     with pytest.raises(ValueError, match="GT: limit must be above 0, got 0"):
         GT(8, 4, limit=0)
-    with pytest.raises(ValueError, match=r"GT: made for edge features \(edge_width\), but there is no"):
+    with pytest.raises(ValueError, match=r"GT: edge_attr must be \(edges, 3\), got none"):
         GT(8, 4, edge_width=3)(torch.randn(N, 8), asymmetric())

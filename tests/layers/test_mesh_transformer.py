@@ -144,7 +144,7 @@ def test_mesh_graph_net_by_loops():
 
 
 def test_wrong_calls():
-    with pytest.raises(ValueError, match="edge_attr must be given"):
+    with pytest.raises(ValueError, match=r"edge_attr must be \(edges, 8\), got none"):
         MeshGraphNetLayer(8)(torch.randn(5, 8), GRAPH)
     with pytest.raises(ValueError, match="width must be a multiple of heads, got 12 and 5"):
         MeshTransformerLayer(12, 5)

@@ -30,7 +30,7 @@ def favor_features(
     scaled = x * x.shape[-1] ** -0.25
     along = scaled @ directions.to(x.dtype).T
     most = along.detach().amax(-1)
-    if graph is not None and graph.pointer is None:
+    if graph is not None and graph.pointer is None and len(x):
         most = most.amax(0, keepdim=True).expand_as(most)
     elif graph is not None:
         top = most.new_full((graph.graphs, most.shape[1]), -torch.inf)

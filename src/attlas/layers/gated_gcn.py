@@ -43,6 +43,7 @@ class GatedGCN(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
+        self.width = width
         self.own, self.message, self.edge, self.receiver, self.sender = (
             nn.Linear(width, width) for _ in range(5)
         )
@@ -60,10 +61,9 @@ class GatedGCN(nn.Module):
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """New nodes and edges."""
-        graph, features = graph_of("GatedGCN", x, edge_index, edge_attr, batch)
-        if features is None or features.shape[1:] != x.shape[1:]:
-            got = "none" if features is None else f"{tuple(features.shape)}"
-            raise ValueError(f"GatedGCN: edge_attr must be (edges, {x.shape[1]}), as wide as x, got {got}")
+        graph, features = graph_of(
+            "GatedGCN", x, edge_index, edge_attr, batch, width=self.width, edge_width=self.width, layer=self
+        )
         edges = self.receiver(x)[graph.receiver] + self.sender(x)[graph.sender] + self.edge(features)
         share = torch.sigmoid(edges)
         gate = edge_gate("GatedGCN", self.gate, positions, graph)

@@ -34,7 +34,7 @@ class GCN(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, _ = graph_of("GCN", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of("GCN", x, edge_index, edge_attr, batch, width=self.map.in_features, layer=self)
         alone = graph.in_degree.new_ones(graph.nodes)
         alone[graph.receiver[graph.sender == graph.receiver]] = 0
         root = (graph.in_degree + alone).to(x.dtype).rsqrt()[:, None]

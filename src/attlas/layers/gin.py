@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attlas.graph import Graph
 from attlas.graph.neighbours import neighbour_sum
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
+from attlas.layers.ragged_norm import RaggedBatchNorm
 
 __all__ = ["GIN"]
 
@@ -33,12 +34,13 @@ class GIN(nn.Module):
         out: int | None = None,
         *,
         inner: int | None = None,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm1d,
+        norm: Callable[[int], nn.Module] = RaggedBatchNorm,
         eps: float = 0.0,
         learn_eps: bool = True,
         mlp: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.width = width
         out = width if out is None else out
         inner = out if inner is None else inner
         if mlp is None:  # an empty Sequential is False
@@ -54,7 +56,7 @@ class GIN(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, _ = graph_of("GIN", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of("GIN", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         found: Tensor = self.mlp(torch.addcmul(neighbour_sum(x, graph), x, 1 + self.eps))
         return found
 

@@ -27,7 +27,7 @@ class GINE(nn.Module):
     def __init__(self, width: int, *, eps: float = 0.0, gated: bool = False) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.eps = eps
+        self.width, self.eps = width, eps
         self.gate = PositionGate(width) if gated else None
 
     def forward(
@@ -40,10 +40,9 @@ class GINE(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, features = graph_of("GINE", x, edge_index, edge_attr, batch)
-        if features is None or features.shape[1:] != x.shape[1:]:
-            got = "none" if features is None else f"{tuple(features.shape)}"
-            raise ValueError(f"GINE: edge_attr must be (edges, {x.shape[1]}), as wide as x, got {got}")
+        graph, features = graph_of(
+            "GINE", x, edge_index, edge_attr, batch, width=self.width, edge_width=self.width, layer=self
+        )
         messages = torch.relu(x[graph.sender] + features)
         gate = edge_gate("GINE", self.gate, positions, graph)
         if gate is not None:

@@ -109,7 +109,7 @@ class GMNLayer(nn.Module):
         self.encoder = encoder
         self.walk: dict[str, Any] = {"walks": walks, "length": length, "repeats": repeats, "seed": seed}
         self.over_tokens, self.over_nodes = scan(width), scan(width) if nodes else None
-        self.mpnn, self.ordered = mpnn, ordered
+        self.width, self.mpnn, self.ordered = width, mpnn, ordered
 
     def forward(
         self,
@@ -121,7 +121,7 @@ class GMNLayer(nn.Module):
         tokens: WalkTokens | None = None,
     ) -> Tensor:
         """One layer."""
-        graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch)
+        graph, features = graph_of("GMNLayer", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         tokens = _walk_tokens(graph, **self.walk) if tokens is None else tokens
         if not tokens.belong_to(graph):
             raise ValueError(

@@ -47,7 +47,7 @@ class GPS(nn.Module):
         super().__init__()
         if local is None and everywhere is None:
             raise ValueError("GPS: give a local part, a global one (everywhere), or both")
-        self.local, self.everywhere = local, everywhere
+        self.width, self.local, self.everywhere = width, local, everywhere
         self.local_norm = None if local is None else norm(width)
         self.global_norm = None if everywhere is None else norm(width)
         self.feed = nn.Sequential(
@@ -70,7 +70,7 @@ class GPS(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """positions: for a local part that is gated by them."""
-        graph, features = graph_of("GPS", x, edge_index, edge_attr, batch)
+        graph, features = graph_of("GPS", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         found, state = [], None
         if self.local is not None and self.local_norm is not None:
             more = {} if positions is None else {"positions": positions}

@@ -48,6 +48,7 @@ class DotGraphAttention(nn.Module):
         out = (inner if concat else self.head_width) if skip else 0
         self.sizes = (inner, inner, inner, out)
         self.project = nn.Linear(width, sum(self.sizes), bias=bias)
+        self.edge_width = edge_width
         self.edge = None if edge_width is None else nn.Linear(edge_width, heads, bias=False)
 
     @classmethod
@@ -78,14 +79,15 @@ class DotGraphAttention(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, features = graph_of("DotGraphAttention", x, edge_index, edge_attr, batch)
+        graph, features = graph_of(
+            "DotGraphAttention", x, edge_index, edge_attr, batch,
+            width=self.project.in_features, edge_width=self.edge_width, layer=self,
+        )  # fmt: skip
         *parts, skip = self.project(x).split(self.sizes, 1)
         query, key, value = (_by_head(part, self.heads) for part in parts)
         score: Score = Dot()
-        if self.edge is not None:
-            score = score + GraphBias(
-                self.edge(_features("DotGraphAttention", features, self.edge.in_features))
-            )
+        if self.edge is not None and features is not None:
+            score = score + GraphBias(self.edge(features))
         out = _joined(attend(
             query, key, value, pattern=graph, score=score, dropout=self.dropout if self.training else 0.0
         ), self.concat)  # fmt: skip
@@ -123,6 +125,7 @@ class AdditiveGraphAttention(nn.Module):
         self.to_receiver, self.to_sender = (
             nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width))) for _ in range(2)
         )
+        self.edge_width = edge_width
         self.edge = None if edge_width is None else nn.Linear(edge_width, heads, bias=False)
         self.bias = nn.Parameter(torch.zeros(inner if concat else self.head_width)) if bias else None
 
@@ -161,10 +164,13 @@ class AdditiveGraphAttention(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, features = graph_of("AdditiveGraphAttention", x, edge_index, edge_attr, batch)
+        graph, features = graph_of(
+            "AdditiveGraphAttention", x, edge_index, edge_attr, batch,
+            width=self.value.in_features, edge_width=self.edge_width, layer=self,
+        )  # fmt: skip
         along = None
-        if self.edge is not None:
-            along = self.edge(_features("AdditiveGraphAttention", features, self.edge.in_features))
+        if self.edge is not None and features is not None:
+            along = self.edge(features)
         if self.self_loops:
             graph, left = _with_loops(graph)
             along = None if along is None else _with_means(along[left], graph)
@@ -193,13 +199,6 @@ def _refuse(name: str, conv: Any, refused: tuple[tuple[bool, str], ...]) -> None
     found = [what for has, what in refused if has]
     if found:
         raise ValueError(f"{name}.from_pyg: it has not {found[0]}, which this {type(conv).__name__} has")
-
-
-def _features(name: str, features: Tensor | None, width: int) -> Tensor:
-    if features is None or features.dim() != 2 or features.shape[1] != width:
-        got = None if features is None else tuple(features.shape)
-        raise ValueError(f"{name}: edge_attr must be (edges, {width}), the edge_width, got {got}")
-    return features
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:

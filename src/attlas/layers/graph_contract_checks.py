@@ -3,16 +3,14 @@
 Legend: n nodes, E edges.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
 from attlas.graph import Graph, keep_edges
 from attlas.layers.contract_probe import differs, gap
+from attlas.layers.graph_contract_numbers import gradient, narrow, training
 from attlas.layers.graph_contract_probe import (
     EDGES,
     ISOLATED,
@@ -33,7 +31,6 @@ __all__ = ["GRAPH_CHECKS"]
 
 NOTHING = 1e-12  # below it an output has not changed
 PATH = 12  # nodes of a path on which the reach is measured
-NARROW = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # largest share by which an output may be off
 
 
 def _shape(probe: GraphProbe) -> Iterator[str]:
@@ -50,6 +47,9 @@ def _shape(probe: GraphProbe) -> Iterator[str]:
     if not finite(out):
         yield "the output is not finite"
     yield from differ(probe.run(given), out, "a second run gives another output")
+    nothing = probe.run(probe.given((), 0))
+    if tuple(nothing.x.shape) != (0, probe.setting.width):
+        yield f"the output of no nodes has shape {tuple(nothing.x.shape)}, not {(0, probe.setting.width)}"
 
 
 def _convention(probe: GraphProbe) -> Iterator[str]:
@@ -200,8 +200,9 @@ def _reach(probe: GraphProbe) -> Iterator[str]:
         now = probe.run(given.at(node, 3 * probe.random(probe.setting.width)))
         changed[node] = {other for other in range(PATH) if gap(now.x[other], was.x[other]) > NOTHING}
     if reach is None:
-        if PATH - 1 not in changed[0] and 0 not in changed[PATH - 1]:
-            yield f"reach None says that any node matters, but over {PATH - 1} hops nothing changes"
+        far = PATH // 2
+        if not any(abs(node - other) >= far for node, others in changed.items() for other in others):
+            yield f"reach None says that any node matters, but over {far} hops nothing changes"
         return
     for node, others in changed.items():
         if wrong := sorted(others - set(range(node - reach * probe.entry.both_ways, node + reach + 1))):
@@ -214,58 +215,19 @@ def _reach(probe: GraphProbe) -> Iterator[str]:
         yield f"reach {reach} is said, but no output changes with the node {reach} hops before it"
 
 
-def _gradient(probe: GraphProbe) -> Iterator[str]:
-    """x, floating edge_attr and every weight get gradients, those of finite differences."""
+def _reads(probe: GraphProbe) -> Iterator[str]:
+    """What is said of an edge is read: with other features, or another type, something changes."""
     given = probe.given()
-    weights = {name: weight.detach().requires_grad_() for name, weight in probe.module.named_parameters()}
-    features = [given.x.requires_grad_()]
-    if given.edge is not None and given.edge.is_floating_point():
-        features.append(given.edge.requires_grad_())
-    named = [*zip(("x", "edge_attr"), features, strict=False), *weights.items()]
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        own = dict(zip(weights, tensors[len(features) :], strict=True))
-        edge = tensors[1] if len(features) > 1 else given.edge
-        found = functional_call(probe.module, own, (tensors[0], given.graph, edge))
-        return found if isinstance(found, tuple) else (found,)
-
-    out = run(*(tensor for _, tensor in named))
-    loss = torch.stack([(part * probe.random(*part.shape)).sum() for part in out]).sum()
-    slopes = torch.autograd.grad(loss, [tensor for _, tensor in named], allow_unused=True)
-    for (name, tensor), slope in zip(named, slopes, strict=True):
-        if slope is None or (name in ("x", "edge_attr") and tensor.numel() and not slope.abs().sum() > 0):
-            yield f"no gradient reaches {name}"
-        elif not torch.isfinite(slope).all():
-            yield f"the gradient of {name} is not finite"
-    try:
-        tensors = tuple(tensor for _, tensor in named)
-        torch.autograd.gradcheck(run, tensors, eps=1e-6, atol=1e-5, rtol=1e-3, fast_mode=True)
-    except RuntimeError as error:
-        yield f"{type(error).__name__}: {error}"
-
-
-def _narrow(probe: GraphProbe) -> Iterator[str]:
-    """float32 is near float64, and so is bfloat16 where it runs; the output has the input's dtype."""
-    given = probe.given()
-    wanted = probe.run(given)
-    for dtype, most in NARROW.items():
-        module = copy.deepcopy(probe.module).to(dtype)
-        edge = (
-            given.edge.to(dtype) if given.edge is not None and given.edge.is_floating_point() else given.edge
-        )
-        try:
-            answer = module(given.x.to(dtype), given.graph, edge)
-        except Exception:
-            if dtype == torch.bfloat16:
-                continue
-            raise
-        found = answer if isinstance(answer, tuple) else (answer,)
-        for part, right in zip(found, (one for one in wanted if one is not None), strict=True):
-            if part.dtype != dtype:
-                yield f"the output of {dtype} features is {part.dtype}"
-            by = gap(part.double(), right)
-            if by > most:
-                yield f"{dtype} is off by {by:.1e} of the largest output, more than {most}"
+    kinds = probe.setting.edge_types or 1
+    if given.edge is None or (probe.entry.edges == "types" and kinds == 1):
+        return
+    was, double = probe.run(given), 6  # 4 -> 3, and others send to 3 as well
+    edge = given.edge.clone()
+    edge[double] = (edge[double] + 1) % kinds if probe.entry.edges == "types" else 3 - edge[double]
+    now = probe.run(given._replace(edge=edge))
+    if gap(now.x, was.x) <= NOTHING:
+        what = "another type of an edge changes" if probe.entry.edges == "types" else "other features change"
+        yield f"{what} no node: edge_attr is not read"
 
 
 GRAPH_CHECKS: dict[str, Callable[[GraphProbe], Iterator[str]]] = {
@@ -279,7 +241,9 @@ GRAPH_CHECKS: dict[str, Callable[[GraphProbe], Iterator[str]]] = {
     "multi_edges": _multi_edges,
     "padding": _padding,
     "reach": _reach,
-    "gradient": _gradient,
-    "narrow": _narrow,
+    "reads": _reads,
+    "gradient": gradient,
+    "training": training,
+    "narrow": narrow,
 }
 """The checks by name, in order; each has its sentence. Those of GRAPH_CONTRACT can be excused."""

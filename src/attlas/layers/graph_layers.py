@@ -7,7 +7,7 @@ where `edge_index` is (2, E) or a `Graph`: x (nodes, width) gives (nodes, width)
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ __all__ = [
     "GRAPH_CONTRACT", "GRAPH_LAYERS", "GraphEntry", "GraphSetting", "graph_entry", "graph_of",
     "register_graph_layer",
 ]  # fmt: skip
+
+EDGES_READ = ("none", "features", "state", "types")
+"""What a graph layer reads of edges (see `GraphEntry`)."""
 
 GRAPH_CONTRACT = (
     "permutation", "edge_order", "batch", "isolated", "loops", "multi_edges", "padding", "gradient",
@@ -48,12 +51,16 @@ class GraphEntry:
 
     name: str
     make: Callable[[GraphSetting], nn.Module]
-    edges: Literal["none", "features", "state", "types"] = "none"
+    edges: str = "none"
     reach: int | None = None
     both_ways: bool = False
     excused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.edges not in EDGES_READ:
+            raise ValueError(
+                f"graph layer {self.name}: edges must be one of {', '.join(EDGES_READ)}, got {self.edges!r}"
+            )
         wrong = sorted(set(self.excused) - set(GRAPH_CONTRACT))
         if wrong:
             raise ValueError(
@@ -84,21 +91,45 @@ def graph_entry(name: str) -> GraphEntry:
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
+@overload
+def graph_of(
+    name: str, x: Tensor, edge_index: Tensor | Graph, edge_attr: Tensor | None = None,
+    batch: Tensor | None = None, *, width: int | None = None, edge_width: int,
+    layer: nn.Module | None = None,
+) -> tuple[Graph, Tensor]: ...  # fmt: skip
+
+
+@overload
+def graph_of(
+    name: str, x: Tensor, edge_index: Tensor | Graph, edge_attr: Tensor | None = None,
+    batch: Tensor | None = None, *, width: int | None = None, edge_width: int | None = None,
+    layer: nn.Module | None = None,
+) -> tuple[Graph, Tensor | None]: ...  # fmt: skip
+
+
 def graph_of(
     name: str,
     x: Tensor,
     edge_index: Tensor | Graph,
     edge_attr: Tensor | None = None,
     batch: Tensor | None = None,
+    *,
+    width: int | None = None,
+    edge_width: int | None = None,
+    layer: nn.Module | None = None,
 ) -> tuple[Graph, Tensor | None]:
     """The graph of a layer's call, and its edge features: those given, or the graph's own.
 
     An edge_index is turned into a Graph once, as long as it lives and is not written to, so that a net of
-    many layers sorts its edges once. name: the layer's, for errors. ValueError, TypeError: x that is not
-    (nodes, channels) of the graph, a batch beside a Graph, features that are not one row per edge.
+    many layers sorts its edges once. Writes that torch does not count are not seen: through numpy, or
+    `.data`; give a new tensor then. name: the layer's, for errors.
+
+    width: the channels that x must have, of floating numbers. edge_width: those of edge features, which must
+    be there then, in x's dtype. layer: x must have the dtype of its weights; under autocast dtypes are free.
+    ValueError, TypeError: what is not so, x that has not one row per node, a batch beside a Graph,
+    features that have not one row per edge.
     """
-    if x.dim() != 2:
-        raise ValueError(f"{name}: x must be (nodes, channels), got {tuple(x.shape)}")
+    _check_nodes(name, x, width, layer)
     if isinstance(edge_index, Graph):
         graph = edge_index
         if batch is not None:
@@ -117,7 +148,36 @@ def graph_of(
             f"{name}: edge_attr must have one row for each of {graph.edges} edges, got "
             f"{tuple(features.shape)}"
         )
+    if edge_width is not None:
+        _check_edges(name, x, features, edge_width)
     return graph, features
+
+
+def _check_nodes(name: str, x: Tensor, width: int | None, layer: nn.Module | None) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"{name}: x must be (nodes, channels), got {tuple(x.shape)}")
+    if width is None:
+        return
+    if x.shape[1] != width:
+        raise ValueError(f"{name}: x must be (nodes, {width}), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: x must be floating, got {x.dtype}: give x.float()")
+    weight = None if layer is None else next(layer.parameters(), None)
+    if weight is not None and weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name}: x must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}: convert "
+            "x, or the layer with layer.to(x.dtype)"
+        )
+
+
+def _check_edges(name: str, x: Tensor, features: Tensor | None, width: int) -> None:
+    if features is None or features.dim() != 2 or features.shape[1] != width:
+        got = "none" if features is None else f"{tuple(features.shape)}"
+        raise ValueError(f"{name}: edge_attr must be (edges, {width}), got {got}")
+    if features.dtype != x.dtype and not (
+        features.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+    ):
+        raise TypeError(f"{name}: edge_attr must have the dtype of x, {x.dtype}, got {features.dtype}")
 
 
 def _graph(nodes: int, edge_index: Tensor, batch: Tensor | None) -> Graph:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from attlas.attend import attend
 from attlas.graph import Graph, PairGraph, kept, pairs_of, relative_random_walks
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
+from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.score import Edge, PairResult, Score
 
 __all__ = ["GRIT", "GRITEncoder", "GRITLayer", "GRITScore", "random_walks"]
@@ -116,7 +117,7 @@ class GRITEncoder(nn.Module):
         super().__init__()
         if steps < 1:
             raise ValueError(f"GRITEncoder: steps must be 1 or more (the first is the node), got {steps}")
-        self.steps, self.edge_width = steps, edge_width
+        self.width, self.steps, self.edge_width = width, steps, edge_width
         self.node = nn.Linear(steps, width, bias=False)
         self.pair = nn.Linear(steps, width, bias=False)
         for linear in (self.node, self.pair):
@@ -133,9 +134,7 @@ class GRITEncoder(nn.Module):
             got = "none" if edge_attr is None else str(tuple(edge_attr.shape))
             raise ValueError(f"grit: edge_attr must be {wanted}, as edge_width says, got {got}")
         pairs, walks = pairs_of(graph), random_walks(graph, self.steps, x.dtype)
-        e = self.pair(walks)
-        if edge_attr is not None:
-            e = e + pairs.at_pairs(self.edge(edge_attr))
+        e = self.pair(walks) if edge_attr is None else self.pair(walks) + pairs.at_pairs(self.edge(edge_attr))
         return pairs, x + self.node(walks[pairs.diagonal]), e
 
 
@@ -186,8 +185,8 @@ class GRITLayer(nn.Module):
         )
         self.leave = nn.Linear(width, width)
         self.leave_pair = nn.Linear(width, width) if update_pairs else None
-        self.norm, self.last_norm = nn.BatchNorm1d(width), nn.BatchNorm1d(width)
-        self.pair_norm = nn.BatchNorm1d(width) if update_pairs else None
+        self.norm, self.last_norm = RaggedBatchNorm(width), RaggedBatchNorm(width)
+        self.pair_norm = RaggedBatchNorm(width) if update_pairs else None
         self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(
@@ -209,6 +208,8 @@ class GRITLayer(nn.Module):
 
     def attention(self, x: Tensor, pairs: PairGraph, e: Tensor) -> tuple[Tensor, Tensor | None]:
         """(o (n, d), s (P, d) where pairs are updated), before scaler, residual and norm."""
+        if not len(x):  # attend cannot tell the width of no pairs' states
+            return x, None if self.leave_pair is None else e
         query, key, value = (self._heads(part(x)) for part in (self.query, self.key, self.value))
         found = attend(
             query, key, value,
@@ -267,7 +268,7 @@ class GRIT(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n d"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
@@ -277,13 +278,16 @@ class GRIT(nn.Module):
 
     def states(
         self,
-        x: Float[Tensor, "n d"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "P d"], PairGraph]:
         """New features of the nodes, those of the pairs that the last layer read, and the pairs."""
-        graph, edge_attr = graph_of("grit", x, edge_index, edge_attr, batch)
+        graph, edge_attr = graph_of(
+            "grit", x, edge_index, edge_attr, batch,
+            width=self.encoder.width, edge_width=self.encoder.edge_width, layer=self,
+        )  # fmt: skip
         pairs, x, e = self.encoder(x, graph, edge_attr)
         for layer in self.layers:
             x, e = layer(x, pairs, e)
@@ -294,10 +298,4 @@ def _make(setting: GraphSetting) -> nn.Module:
     return GRIT(setting.width, setting.heads, layers=2, edge_width=setting.edge_width)
 
 
-register_graph_layer(
-    GraphEntry(
-        name="grit",
-        make=_make,
-        edges="features",
-    )
-)
+register_graph_layer(GraphEntry("grit", _make, edges="features"))

@@ -78,7 +78,7 @@ class GT(nn.Module):
             raise ValueError(f"GT: width must be a multiple of heads, got {width} and {heads}")
         if not limit > 0:
             raise ValueError(f"GT: limit must be above 0, got {limit}")
-        self.heads, self.limit = heads, limit
+        self.heads, self.limit, self.edge_width = heads, limit, edge_width
         self.query, self.key, self.value = (nn.Linear(width, width, bias=bias) for _ in range(3))
         self.nodes = ResidualSteps(width, width, norm, dropout)
         self.edge = None if edge_width is None else nn.Linear(edge_width, width, bias=bias)
@@ -92,17 +92,18 @@ class GT(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """New nodes, and new edges where there is an edge width."""
-        graph, features = graph_of("GT", x, edge_index, edge_attr, batch)
+        graph, features = graph_of(
+            "GT", x, edge_index, edge_attr, batch,
+            width=self.query.in_features, edge_width=self.edge_width, layer=self,
+        )  # fmt: skip
         query, key, value = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(0, 1)[None]
             for part in (self.query, self.key, self.value)
         )
-        if self.edge is None or self.edges is None:
+        if self.edge is None or self.edges is None or features is None:
             score = Dot().clamp(-self.limit, self.limit)
             found = attend(query, key, value, pattern=graph, score=score)
             return self.nodes(x, self._side_by_side(found))
-        if features is None:
-            raise ValueError("GT: made for edge features (edge_width), but there is no edge_attr")
         product = EdgeProduct(self.edge(features).unflatten(-1, (self.heads, -1)))
         score = product.clamp(-self.limit, self.limit)
         found, state = attend(query, key, value, pattern=graph, score=score, return_edge=True)

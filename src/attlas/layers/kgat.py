@@ -250,19 +250,19 @@ class KGATLayer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.relations = relations
+        self.width, self.relations = width, relations
         self.attention = RelationAttention(width, relation_width or width, relations)
         self.aggregator, self.dropout = aggregator(width, out), nn.Dropout(dropout)
 
     def forward(
         self,
-        x: Float[Tensor, "n d"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
     ) -> Float[Tensor, "n o"]:
         """PyG's call; edge_attr holds the types of the edges."""
-        graph, given = graph_of("KGATLayer", x, edge_index, edge_attr, batch)
+        graph, given = graph_of("KGATLayer", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         kinds = typed_edges("KGATLayer", graph, given, self.relations)
         near = gather_neighbours(x, graph, self.attention(x, graph, kinds))
         out: Tensor = self.dropout(self.aggregator(x, near))

@@ -130,7 +130,7 @@ class SampledAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"SampledAttention: heads must divide width, got {heads} and {width}")
-        self.count, self.seed = count, seed
+        self.width, self.count, self.seed = width, count, seed
         self.local = TokenAttention(width, width // heads, heads, dropout=dropout, input_dropout=dropout)
 
     def forward(
@@ -141,7 +141,7 @@ class SampledAttention(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """PyG's calling convention; edge_attr is not read."""
-        graph, _ = graph_of("SampledAttention", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of("SampledAttention", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         if not graph.nodes:
             return x
         tokens = HopTokens(graph, x, self.count, seed=self.seed)

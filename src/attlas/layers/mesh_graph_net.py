@@ -37,22 +37,28 @@ class MeshGraphNetLayer(nn.Module):
     def __init__(self, width: int, *, edge_width: int | None = None, layers: int = 4) -> None:
         super().__init__()
         edge_width = width if edge_width is None else edge_width
+        self.width, self.edge_width = width, edge_width
         self.message = relu_mlp(2 * width + edge_width, width, edge_width, layers=layers)
         self.update = relu_mlp(width + edge_width, width, width, layers=layers)
 
     def forward(
         self,
-        x: Float[Tensor, "n C"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
     ) -> tuple[Float[Tensor, "n C"], Float[Tensor, "E D"]]:
         """ValueError without features of the edges."""
-        graph, edge = graph_of("MeshGraphNetLayer", x, edge_index, edge_attr, batch)
-        if edge is None:
-            raise ValueError(
-                "MeshGraphNetLayer: edge_attr must be given, (edges, width), for example lengths"
-            )
+        graph, edge = graph_of(
+            "MeshGraphNetLayer",
+            x,
+            edge_index,
+            edge_attr,
+            batch,
+            width=self.width,
+            edge_width=self.edge_width,
+            layer=self,
+        )
         message = self.message(torch.cat([edge, x[graph.receiver], x[graph.sender]], 1))
         total = segment_reduce(message, graph.by_receiver)
         return x + self.update(torch.cat([x, total], 1)), edge + message

@@ -96,7 +96,7 @@ class MeshTransformerLayer(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n C"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
@@ -104,7 +104,9 @@ class MeshTransformerLayer(nn.Module):
         positions: Float[Tensor, "n A"] | None = None,
     ) -> Float[Tensor, "n C"]:
         """positions: coordinates that turn queries and keys; None: they stay as they are."""
-        graph, _ = graph_of("MeshTransformerLayer", x, edge_index, None, batch)
+        graph, _ = graph_of(
+            "MeshTransformerLayer", x, edge_index, edge_attr, batch, width=self.query.in_features, layer=self
+        )
         x = x + self.out(self._attended(self.before_attention(x), graph, positions))
         return x + self.mlp(self.before_mlp(x))
 

@@ -137,17 +137,19 @@ class PPGN(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n C"],
+        x: Tensor,
         edge_index: Tensor | Graph,
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
     ) -> Float[Tensor, "n C"]:
         """New features of the nodes."""
-        graph, edge_attr = graph_of("ppgn", x, edge_index, edge_attr, batch)
-        if (edge_attr is None) != (self.edge is None):
-            wanted = "none" if self.edge is None else f"(edges, {self.edge_width})"
-            got = "none" if edge_attr is None else str(tuple(edge_attr.shape))
-            raise ValueError(f"ppgn: edge_attr must be {wanted}, as edge_width says, got {got}")
+        graph, edge_attr = graph_of(
+            "ppgn", x, edge_index, edge_attr, batch,
+            width=self.node.in_features, edge_width=self.edge_width, layer=self,
+        )  # fmt: skip
+        if edge_attr is not None and self.edge is None:
+            got = tuple(edge_attr.shape)
+            raise ValueError(f"ppgn: edge_attr must be none, as edge_width says, got {got}")
         pairs = pairs_of(graph)
         e = self.pairs(x, pairs, edge_attr)
         for block in self.blocks:

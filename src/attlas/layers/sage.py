@@ -51,7 +51,7 @@ class SAGE(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """One round of messages."""
-        graph, _ = graph_of("SAGE", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of("SAGE", x, edge_index, edge_attr, batch, width=self.own.in_features, layer=self)
         found: Tensor = self.near(self._mean(x, graph)) + self.own(x)
         return functional.normalize(found, dim=-1) if self.normalise else found
 

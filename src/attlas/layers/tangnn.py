@@ -144,7 +144,9 @@ class TANGNNLayer(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """Both halves side by side."""
-        graph, _ = graph_of("TANGNNLayer", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of(
+            "TANGNNLayer", x, edge_index, edge_attr, batch, width=self.into.in_features, layer=self
+        )
         return torch.cat([self.near(x, graph).relu(), self.attention(self.into(x), graph)], 1)
 
 
@@ -169,7 +171,9 @@ class PooledLayer(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """Both halves side by side."""
-        graph, _ = graph_of("PooledLayer", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of(
+            "PooledLayer", x, edge_index, edge_attr, batch, width=self.near.own.in_features, layer=self
+        )
         z = self.near(x, graph).relu()
         return torch.cat([z, told_all(*self.attention.among(z, graph), graph)], 1)
 
@@ -197,7 +201,7 @@ class TiledLayer(nn.Module):
         self.near = nn.ModuleList(
             [SAGE(features, width, sampled=sampled), SAGE(width, width, sampled=sampled)]
         )
-        self.dropout, self.picked = nn.Dropout(dropout), picked
+        self.dropout, self.picked, self.width = nn.Dropout(dropout), picked, features
         self.adjust = nn.Sequential(
             nn.Linear(features, 2 * features), nn.ReLU(), nn.Linear(2 * features, width), nn.ReLU()
         )
@@ -210,7 +214,7 @@ class TiledLayer(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor:
         """Both halves side by side."""
-        graph, _ = graph_of("TiledLayer", x, edge_index, edge_attr, batch)
+        graph, _ = graph_of("TiledLayer", x, edge_index, edge_attr, batch, width=self.width, layer=self)
         z = x
         for number, layer in enumerate(self.near):
             z = layer(z if number == 0 else self.dropout(z), graph).relu()

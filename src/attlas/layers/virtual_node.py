@@ -18,6 +18,7 @@ from attlas.attend import attend
 from attlas.graph import Graph, kept, neighbour_mean, neighbour_sum
 from attlas.layers.gin import GIN
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
+from attlas.layers.ragged_norm import RaggedBatchNorm
 from attlas.score import Edge, PairResult, Score
 
 __all__ = ["GATv2Gather", "VirtualNodeLayer", "VirtualNodeStack", "star_of"]
@@ -149,8 +150,7 @@ class VirtualNodeStack(nn.Module):
         layers: modules of PyG's calling convention; width: C.
         gathers: "input" sums h, what the layer read (OGB and the paper's climate nets), "output" sums what
             it gave (the paper's copy of GraphGPS).
-        residual: the s_g in brackets, off in that copy. dropout: behind the MLP. norm: of the MLP; batch
-            norm needs more than one graph in training.
+        residual: the s_g in brackets, off in that copy. dropout: behind the MLP. norm: of the MLP.
 
     Shapes: (n, C), edge_index (2, E) or a Graph -> (n, C), with layers that have an edge state (x, state).
     Cost: the layers', and 2 n C and an MLP of G rows between them. LRGB's form, a node of the graph itself,
@@ -165,7 +165,7 @@ class VirtualNodeStack(nn.Module):
         gathers: str = "input",
         residual: bool = False,
         dropout: float = 0.0,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm1d,
+        norm: Callable[[int], nn.Module] = RaggedBatchNorm,
     ) -> None:
         super().__init__()
         if not layers:
@@ -191,7 +191,9 @@ class VirtualNodeStack(nn.Module):
         batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """All layers."""
-        graph, edge_state = graph_of("VirtualNodeStack", x, edge_index, edge_attr, batch)
+        graph, edge_state = graph_of(
+            "VirtualNodeStack", x, edge_index, edge_attr, batch, width=len(self.start), layer=self
+        )
         state, returned = self.start.expand(graph.graphs, -1), False
         for number, layer in enumerate(self.layers):
             told = x + state[graph.graph_of]

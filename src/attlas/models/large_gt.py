@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from attlas.layers.codebook import CodebookAttention
 from attlas.layers.large_gt import TokenAttention, token_mlp
+from attlas.layers.ragged_norm import RaggedBatchNorm
 
 __all__ = ["LargeGT"]
 
@@ -50,8 +51,8 @@ class LargeGT(nn.Module):
             self.whole = CodebookAttention(width, width, heads, position, rows=rows, nodes=nodes, decay=decay)
         both = heads * width * (1 if rows is None else 2)
         self.ffn = nn.Sequential(
-            nn.Linear(both, heads * width), nn.BatchNorm1d(heads * width), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(heads * width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(both, heads * width), RaggedBatchNorm(heads * width), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(heads * width, width), RaggedBatchNorm(width), nn.ReLU(), nn.Dropout(dropout),
         )  # fmt: skip
         self.head = nn.Linear(width, classes)
 
