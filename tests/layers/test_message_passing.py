@@ -53,6 +53,12 @@ def test_sums_of_two_kinds_of_nodes_and_of_tensors_with_more_axes():
 def test_half_precision_is_summed_in_float32():
     graph = Graph.from_edge_index([[0] * 1000, [1] * 1000], num_nodes=2)
     assert neighbour_sum(torch.ones(2, 1, dtype=torch.bfloat16), graph)[1].item() == 1000
+    x, weights = torch.ones(2, 1, requires_grad=True), torch.ones(1000, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = neighbour_sum(x, graph, weights)
+        found.sum().backward()
+    assert found[1].item() == 1000 and x.grad[0].item() == 1000
+    assert torch.equal(weights.grad, torch.ones(1000))
 
 
 @needs("torch_geometric")

@@ -111,4 +111,5 @@ def _product(edges: Sorted, x: Tensor, weights: Tensor | None) -> Tensor:
         matrix = torch.sparse_csr_tensor(
             edges.pointer, edges.other, values, (nodes, x.shape[0]), check_invariants=False
         )
-    return matrix @ x
+    with torch.autocast(x.device.type, enabled=False):  # half-precision products of sparse matrices: none
+        return matrix @ x
