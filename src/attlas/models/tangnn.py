@@ -52,7 +52,7 @@ class TANGNN(nn.Module):
         make = TiledLayer if official else PooledLayer if form in ("nai", "tai") else TANGNNLayer
         if not official:
             options["heads"] = heads
-        layers = [make(one, width, **options) for one in widths]  # type: ignore[arg-type]
+        layers: list[nn.Module] = [make(one, width, **options) for one in widths]  # type: ignore[arg-type]
         if form == "lc":
             layers[-1] = _AttentionHalf(widths[-1], TopAttention(width, heads=heads, picked=picked))
         self.layers = nn.ModuleList(layers)
