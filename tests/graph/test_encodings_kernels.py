@@ -168,3 +168,9 @@ def test_buckets_hold_graphs_of_similar_size_and_lead_back() -> None:
             assert counts.tolist() == [sizes[number] for number in bucket.graphs]
             assert not equal or bool(bucket.there.all())
     assert len(size_buckets(graph)[0]) == 5
+
+
+def test_graphs_without_nodes_have_no_rows():
+    none, path = Graph.from_edge_index([], num_nodes=0), from_networkx(networkx.path_graph(4))[0]
+    assert electrostatic_statistics(none).shape == (0, 10)
+    assert torch.equal(electrostatic_statistics(batch([path, none])), electrostatic_statistics(path))

@@ -215,8 +215,8 @@ def refuse_large(what: str, graph: Graph, large: bool) -> None:
 
 
 def by_graph(graph: Graph, width: int, one: Callable[[Graph], np.ndarray]) -> Tensor:
-    """`one` of every graph of a batch, (nodes, width) each, one behind the other."""
-    parts = [one(part) for part in unbatch(graph)]
+    """`one` of every graph of a batch that has nodes, (nodes, width) each, one behind the other."""
+    parts = [one(part) for part in unbatch(graph) if part.nodes]
     return torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0, width)))
 
 
