@@ -64,6 +64,25 @@ def test_known_draws_only_what_is_untrue():
         full.other(torch.tensor([[0, 0]]), generator)
 
 
+def test_known_tells_rows_beyond_its_sizes_and_none_at_all():
+    known = Known(torch.tensor([[1, 0, 0]]), 4)
+    assert known.has(torch.tensor([[1, 0, 0], [0, 1, 0], [1, -1, 4]])).tolist() == [True, False, False]
+    nothing = Known(torch.empty(0, 3, dtype=torch.int64), 4)
+    assert nothing.has(torch.tensor([[0, 0, 0], [2, 1, 3]])).tolist() == [False, False]
+
+
+def test_no_triples_have_no_energy():
+    none = torch.empty(0, dtype=torch.int64)
+    right, wrong, squares = the_model().attention.energy(torch.randn(9, 8), none.reshape(0, 3), none)
+    assert right.shape == wrong.shape == (0,) and squares == 0
+
+
+def test_a_quality_that_is_no_number_is_named():
+    base = MatrixFactorisation(USERS, ITEMS, width=8)
+    with pytest.raises(ValueError, match="quality of epoch 0 is NaN: no epoch can be the best"):
+        train_bpr(base, USERS, plan(1, lambda final: float("nan")), base)
+
+
 def test_losses_written_out():
     final = torch.randn(8, 4, dtype=torch.float64)
     users, right, wrong = torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4, 5])

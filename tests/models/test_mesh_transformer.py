@@ -64,6 +64,16 @@ def test_running_statistics_are_those_of_all_rows():
     torch.testing.assert_close(norm.undo(norm(x)), x)
 
 
+def test_sums_stay_in_float64_and_small_channels_count():
+    x = torch.randn(200, 2, dtype=torch.float64) * torch.tensor([1.0, 1e-9]) + torch.tensor([1e4, 0.0])
+    norm = RunningNormaliser(2)
+    norm.see(x)
+    expected = (x - x.mean(0)) / x.std(0, correction=0)
+    for cast in (norm.float(), norm.to(torch.bfloat16), nn.Sequential(norm).half()[0]):
+        assert {part.dtype for part in cast.buffers()} == {torch.float64}
+        torch.testing.assert_close(cast(x), expected, rtol=1e-5, atol=1e-5)
+
+
 class Given(nn.Module):
     """A net that tells what it was given, and answers with a constant."""
 

@@ -55,6 +55,13 @@ def test_own_files_and_their_answers(files):
     assert read_triples(files[0]).test.shape == (0, 3)
 
 
+def test_a_triple_counts_once_and_no_question_has_no_answers(files):
+    files[0].write_text(files[0].read_text() + "a\tknows\tb\nb\tlikes\ta\n")
+    data = read_triples(*files)
+    assert data.train.tolist() == [[1, 1, 0], [0, 1, 2], [0, 0, 1]]
+    assert data.answers(data.questions(data.test[:0])).shape == (0, 4)
+
+
 def test_wrong_files_name_the_line(files):
     files[1].write_text("c\tlikes\ta\nbroken\n")
     with pytest.raises(UsageError, match=r"line 2 of .*valid.tsv must have 3 columns"):

@@ -51,3 +51,12 @@ def test_ranks_leave_out_other_answers_and_share_ties():
         "MRR": pytest.approx((1 / 4 + 1 / 2 + 1 / 3) / 3), "hits@1": 0.0,
         "hits@3": pytest.approx(2 / 3), "hits@10": 1.0,
     }  # fmt: skip
+
+
+def test_scores_that_are_no_numbers_do_not_rank_first():
+    scores, known = torch.tensor([[0.5, 0.1], [float("nan"), 0.2]]), torch.zeros(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="filtered_ranks: scores must be numbers, got NaN in 1 of 2 rows"):
+        filtered_ranks(scores, torch.tensor([0, 0]), known)
+    wanted = torch.tensor([[True, False], [True, False]])
+    with pytest.raises(ValueError, match="recall_and_ndcg: scores must be numbers, got NaN in 1 of 2 rows"):
+        recall_and_ndcg(scores, known, wanted, 1)

@@ -162,6 +162,8 @@ class RelationAttention(nn.Module):
 
         triples are (head, relation, tail); g = |W_r e_h + e_r - W_r e_t|^2, small where the triple is true.
         """
+        if not len(triples):
+            return x.new_zeros(0), x.new_zeros(0), x.new_zeros(())
         order = torch.argsort(triples[:, 1], stable=True)
         counts = torch.bincount(triples[:, 1], minlength=len(self.relation)).tolist()
         # All ends are gathered at once: a gather per relation would write a gradient of all nodes for each.

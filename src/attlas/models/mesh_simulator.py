@@ -15,11 +15,15 @@ from attlas.graph import Graph
 __all__ = ["MeshSimulator", "RunningNormaliser", "all_rollout_error", "rollout"]
 
 Net = Callable[..., Tensor]
-LEAST = 1e-8  # standard deviation below which a channel is taken as constant
+LEAST = 1e-7  # standard deviation over root mean square below which a channel is taken as constant
 
 
 class RunningNormaliser(nn.Module):
-    """(x - mean) / deviation of all rows seen in training so far; the sums are kept in float64."""
+    """(x - mean) / deviation of all rows seen in training so far.
+
+    The sums stay in float64 whatever type the module is cast to: in less, a mean far from 0 leaves nothing of
+    the deviation.
+    """
 
     total: Tensor
     square: Tensor
@@ -30,6 +34,15 @@ class RunningNormaliser(nn.Module):
         for name in ("total", "square"):
             self.register_buffer(name, torch.zeros(channels, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningNormaliser":
+        kept = {name: part.clone() for name, part in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, part in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float64:
+                setattr(self, name, part.to(moved.device))
+        return self
 
     def see(self, x: Float[Tensor, "n F"]) -> None:
         """Rows that count from now on."""
@@ -42,8 +55,9 @@ class RunningNormaliser(nn.Module):
         if not self.count:
             return torch.zeros_like(x[0]), torch.ones_like(x[0])
         mean = self.total / self.count
-        deviation = (self.square / self.count - mean.square()).clamp_min(0.0).sqrt()
-        deviation = torch.where(deviation < LEAST, 1.0, deviation)
+        size = self.square / self.count
+        deviation = (size - mean.square()).clamp_min(0.0).sqrt()
+        deviation = torch.where(deviation <= LEAST * size.sqrt(), 1.0, deviation)
         return mean.to(x.dtype), deviation.to(x.dtype)
 
     def forward(self, x: Float[Tensor, "n F"]) -> Float[Tensor, "n F"]:

@@ -49,6 +49,8 @@ class KnowledgeGraph:
 
     def answers(self, questions: Tensor) -> Tensor:
         """(questions, entities) bool: every entity that any part of the data knows as an answer."""
+        if not len(questions):
+            return torch.zeros(0, len(self.entities), dtype=torch.bool)
         every = self.questions(torch.cat([self.train, self.valid, self.test]))
         relations = 2 * len(self.relations)
         code, asked = (part[:, 0] * relations + part[:, 1] for part in (every, questions))
@@ -79,11 +81,14 @@ def read_triples(
 ) -> KnowledgeGraph:
     """A graph out of tab-separated files, head, relation and tail on each line, without a header.
 
-    Names are numbered in alphabetical order over all files. UsageError names the file and line that is wrong,
-    or a relation that no training triple has: nothing could be learnt of it.
+    Names are numbered in alphabetical order over all files; of equal lines of a file the first counts.
+    UsageError names the file and line that is wrong, or a relation that no training triple has: nothing could
+    be learnt of it.
     """
+    # Each triple once: a copy of the one that is asked for would stay in its context and give it away.
     parts = [
-        [] if path is None else table_lines(Path(path), 3, header=False) for path in (train, valid, test)
+        [] if path is None else list(dict.fromkeys(map(tuple, table_lines(Path(path), 3, header=False))))
+        for path in (train, valid, test)
     ]
     if not parts[0]:
         raise UsageError(f"{train} holds no triple: head, relation and tail, separated by tabs")

@@ -17,8 +17,9 @@ def recall_and_ndcg(
 
     recall = found / wanted; NDCG = Σ_found 1/log2(place + 1) over that of the best list, which has
     min(wanted, most) hits in front. KGAT's released code divides by the best order of the hits it found
-    instead, which is larger. ValueError: a wanted item that is known, nobody who wants anything.
+    instead, which is larger. ValueError: a wanted item that is known, nobody who wants anything, a score NaN.
     """
+    _check(scores, "recall_and_ndcg")
     if most < 1 or bool((known & wanted).any()):
         raise ValueError("recall_and_ndcg: most must be at least 1, and no wanted item may be known already")
     asked = wanted.any(1)
@@ -32,13 +33,22 @@ def recall_and_ndcg(
     return float((hits.sum(1) / count).mean()), float(((hits * gain).sum(1) / best).mean())
 
 
+def _check(scores: Tensor, where: str) -> None:
+    # Nothing compares above NaN: it would rank first.
+    if bool(scores.isnan().any()):
+        rows = int(scores.isnan().any(1).sum())
+        raise ValueError(f"{where}: scores must be numbers, got NaN in {rows} of {len(scores)} rows")
+
+
 def filtered_ranks(
     scores: Float[Tensor, "Q V"], target: Int[Tensor, "Q"], known: Bool[Tensor, "Q V"]
 ) -> Float[Tensor, "Q"]:
     """Rank of each target among candidates that are not known answers themselves, from 1, float64.
 
     Equal scores count half ("realistic": the mean of the best and the worst rank that ties allow).
+    ValueError: a score is NaN.
     """
+    _check(scores, "filtered_ranks")
     own = scores.gather(1, target[:, None])
     others = ~known.scatter(1, target[:, None], True)
     above = ((scores > own) & others).sum(1)

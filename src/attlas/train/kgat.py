@@ -3,6 +3,7 @@
 Source: Wang et al. 2019, arXiv 1905.07854; Rendle et al. 2009, arXiv 1205.2618. Legend: m pairs or triples.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,20 +24,25 @@ class Known:
 
     def __init__(self, rows: Int[Tensor, "m a"], count: int) -> None:
         """rows: (..., end) with ends in 0 .. count - 1; the other columns ask."""
-        self.sizes = [*(rows[:, :-1].amax(0) + 1).tolist(), count]
+        asked = rows[:, :-1].amax(0) + 1 if len(rows) else torch.zeros(rows.shape[1] - 1, dtype=torch.int64)
+        self.sizes = [*asked.tolist(), count]
         self.codes = torch.unique(self._code(rows))
 
     def _code(self, rows: Tensor) -> Tensor:
         code = rows[:, 0]
         for column, size in zip(rows.unbind(1)[1:], self.sizes[1:], strict=True):
             code = code * size + column
-        return code
+        # Beyond the sizes a code would be that of another row; -1 is of none.
+        inside = ((rows >= 0) & (rows < rows.new_tensor(self.sizes))).all(1)
+        return torch.where(inside, code, -1)
 
     def has(self, rows: Int[Tensor, "m a"]) -> Tensor:
         """Whether each row is true."""
         code = self._code(rows)
+        if not len(self.codes):
+            return torch.zeros_like(code, dtype=torch.bool)
         place = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
-        return self.codes[place] == code
+        return (self.codes[place] == code) & (code >= 0)
 
     def other(self, rows: Int[Tensor, "m a"], generator: torch.Generator) -> Int[Tensor, "m"]:
         """For each row an end, evenly drawn, that makes it untrue.
@@ -197,6 +203,10 @@ def _epochs(
         model.eval()
         with torch.no_grad():
             quality = plan.quality(final())
+        if math.isnan(quality):
+            raise ValueError(
+                f"quality of epoch {done} is NaN: no epoch can be the best; is the rate too large?"
+            )
         plan.step(f"epoch {done} of {plan.epochs}, validation {quality:.4f}")
         if quality > best.quality:
             kept = {name: part.clone() for name, part in model.state_dict().items()}

@@ -34,7 +34,9 @@ def test_spread_decides_and_the_full_set_has_two_arms():
     runs = [run_with({"KGAT": 0.15 + shift, "BPR-MF": 0.14}) for shift in (-0.05, 0.0, 0.05)]
     assert "Within the spread of KGAT: BPR-MF" in claims.judge(runs).measured
     two = [run_with(arms=claims.LONG_ARMS)] * 3
-    assert claims.judge(two).outcome == "holds"
+    verdict = claims.judge(two)
+    assert verdict.outcome == "holds"
+    assert verdict.measured.endswith("with BPR-MF was made, not that with: even weights, no triples.")
 
 
 @needs("recbole")

@@ -38,7 +38,9 @@ CARD = Card(
         "WN18RR.",
         "No segment embeddings.",
         "The claim runs on Nations with width 64 and 2 layers, with AdamW in place of Adamax; its contexts "
-        "are drawn once per question.",
+        "are drawn once per question. Nations has 14 entities and every edge of breadth-first search reaches "
+        "a new one: its contexts hold at most 13 edges, those of one hop up to 20. Seven epochs end near a "
+        "loss of 2.3 (guessing: 2.64), too little for the contexts to matter.",
     ),
     unverified=(
         "The paper's figures (FB15k-237, WN18RR): these data are in no package.",

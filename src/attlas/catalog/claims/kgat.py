@@ -159,6 +159,9 @@ def judge(runs: Sequence[Values]) -> Verdict:
         return Verdict(
             "not shown at this scale", f"{measured} Within the spread of {FULL}: {', '.join(close)}."
         )
+    if len(arms) < len(ARMS):
+        left = ", ".join(arm for arm in ARMS if arm not in arms)
+        measured = f"{measured} Only the comparison with {BASE} was made, not that with: {left}."
     return Verdict("holds", measured)
 
 
