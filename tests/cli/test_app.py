@@ -35,15 +35,15 @@ BENCH = {
 
 
 INSPECT = {"dsf": "--mixer --length --out --json"}
-COLUMNS = "--sender --receiver --kind --values --header --undirected"
+COLUMNS = "--sender --receiver --kind --values --header --undirected --nodes"
 GRAPH = {
     "inspect": f"file {COLUMNS} --json",
-    "encode": "file --encoding --out --sender --receiver --kind --header --undirected --force",
+    "encode": "file --encoding --out --sender --receiver --header --undirected --nodes --force",
     "train": (
         "file --labels --out --model --features --task --encodings --depth --width --heads --steps "
         f"--learning-rate --weight-decay --batch --fanout --check --seed {COLUMNS} --force --fresh --json"
     ),
-    "predict": "run file --features --out",
+    "predict": "run file --features --nodes --out",
     "layers": "--json",
 }
 
