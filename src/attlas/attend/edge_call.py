@@ -4,7 +4,7 @@ Legend: B batch, H query heads, G KV heads, R receivers, S senders, E edges, D w
 """
 
 import ctypes
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,5 +131,4 @@ def _scratch_size(query: Tensor) -> int:
 def _code(what: str, double: bool) -> tuple[int, Any]:
     from attlas.attend import edge_loops
 
-    compiled: Callable[[], int] = lambda: edge_loops.compiled(what, double)  # noqa: E731
-    return machine_code(("edges", what, double), compiled)
+    return machine_code(("edges", what, double), partial(edge_loops.compiled, what, double))

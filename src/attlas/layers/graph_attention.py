@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attlas.attend import attend
-from attlas.graph import Graph, kept, with_self_loops, without_self_loops
+from attlas.graph import Graph, kept, segment_reduce, with_self_loops, without_self_loops
 from attlas.layers.graph_layers import GraphEntry, GraphSetting, graph_of, register_graph_layer
 from attlas.score import Additive, Dot, GraphBias, Score
 
@@ -172,8 +172,10 @@ class AdditiveGraphAttention(nn.Module):
         if self.edge is not None and features is not None:
             along = self.edge(features)
         if self.self_loops:
-            graph, left = _with_loops(graph)
-            along = None if along is None else _with_means(along[left], graph)
+            bare, graph, left = _with_loops(graph)
+            if along is not None:
+                means = segment_reduce(along[left], bare.by_receiver, "mean")
+                along = torch.cat([along[left], means])
         weight = self.value.weight
         scores = (_folded(weight, part) for part in (self.to_receiver, self.to_sender))
         # One product: its columns are read where they lie.
@@ -218,18 +220,10 @@ def _folded(weight: Tensor, vectors: Tensor) -> Tensor:
 
 
 @kept
-def _with_loops(graph: Graph) -> tuple[Graph, Tensor]:
-    """(one loop at every node, behind all other edges; the old edges that are left)."""
+def _with_loops(graph: Graph) -> tuple[Graph, Graph, Tensor]:
+    """(without loops; with one at every node, behind all other edges; the old edges that are left)."""
     bare, left = without_self_loops(graph.replace(edge_attr=None, edge_type=None))
-    return with_self_loops(bare), left
-
-
-def _with_means(rows: Tensor, graph: Graph) -> Tensor:
-    """Rows of all edges but the loops at the end, and the mean over those into each node for its loop."""
-    receiver = graph.receiver[: len(rows)]
-    total = rows.new_zeros(graph.nodes, rows.shape[1]).index_add(0, receiver, rows)
-    count = torch.bincount(receiver, minlength=graph.nodes).clamp(min=1)
-    return torch.cat([rows, total / count[:, None]])
+    return bare, with_self_loops(bare), left
 
 
 def _dot(setting: GraphSetting) -> nn.Module:
